@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
+
 /// Section `checkpoint`: when to save and what to keep.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -17,5 +19,46 @@ pub struct CheckpointConfig {
 impl Default for CheckpointConfig {
     fn default() -> Self {
         Self { every_n_steps: 500, keep_last: 2, keep_every: None }
+    }
+}
+
+impl CheckpointConfig {
+    /// Checks the ranges of all settings.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for the first setting that is too small.
+    pub fn validate(&self) -> Result<()> {
+        let at_least = |key, value, least| {
+            if value < least { Err(Error::Config { key, value, least }) } else { Ok(()) }
+        };
+        at_least("every_n_steps", self.every_n_steps, 1)?;
+        at_least("keep_last", self.keep_last as u64, 2)?;
+        at_least("keep_every", self.keep_every.unwrap_or(1), 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_would_lose_checkpoints_are_refused() {
+        assert!(CheckpointConfig::default().validate().is_ok());
+        for (config, sentence) in [
+            (
+                CheckpointConfig { keep_last: 1, ..Default::default() },
+                "checkpoint.keep_last = 1 is too small; use at least 2",
+            ),
+            (
+                CheckpointConfig { keep_every: Some(0), ..Default::default() },
+                "checkpoint.keep_every = 0 is too small; use at least 1",
+            ),
+            (
+                CheckpointConfig { every_n_steps: 0, ..Default::default() },
+                "checkpoint.every_n_steps = 0 is too small; use at least 1",
+            ),
+        ] {
+            assert_eq!(config.validate().unwrap_err().to_string(), sentence);
+        }
     }
 }

@@ -1,0 +1,293 @@
+//! Whatever happens to a save, the older checkpoints stay and the newest valid one is found.
+
+use std::fs;
+
+use super::*;
+use crate::testing::{begin, flip, is_whole, layout, save, slices, state};
+
+const LEN: usize = 40;
+
+struct Run {
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+fn run_with(steps: &[u64]) -> Run {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    steps.iter().for_each(|&step| drop(save(&mut store, step, 2, LEN)));
+    Run { dir, store }
+}
+
+impl Run {
+    /// As after a crash: nothing of the process is left but its files.
+    fn restart(&mut self) {
+        self.store.lock = None;
+        self.store = Store::open(self.dir.path()).unwrap();
+    }
+
+    fn entries(&self) -> Vec<String> {
+        let mut names = self.store.names().unwrap();
+        names.sort();
+        names.retain(|name| name != LOCK);
+        names
+    }
+
+    fn shard(&self, step: u64) -> PathBuf {
+        self.store.step_dir(step).join("rank-00001.safetensors")
+    }
+}
+
+fn newest(store: &Store) -> u64 {
+    let found = store.newest_valid().unwrap();
+    let checkpoint = found.checkpoint.unwrap();
+    assert!(is_whole(&checkpoint));
+    checkpoint.state().step
+}
+
+#[test]
+fn what_was_saved_is_found_with_its_state() {
+    let run = run_with(&[5, 1_234_567_890_123, 10]);
+    assert_eq!(run.entries(), ["step-000000005", "step-000000010", "step-1234567890123"]);
+    assert_eq!(run.store.list().unwrap(), [5, 10, 1_234_567_890_123]);
+    assert_eq!(newest(&run.store), 1_234_567_890_123);
+    assert_eq!(run.store.get(10).unwrap().state(), &state(10, 2));
+    assert_eq!(run.store.get(10).unwrap().layout(), &layout(LEN));
+}
+
+#[test]
+fn a_new_run_has_no_checkpoint_and_reading_makes_no_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("run")).unwrap();
+    let found = store.newest_valid().unwrap();
+    assert!(found.checkpoint.is_none() && found.rejected.is_empty());
+    assert!(!dir.path().join("run").exists());
+}
+
+#[test]
+fn the_newest_valid_one_wins_and_the_others_are_reported() {
+    let mut run = run_with(&[1, 2, 3, 4, 5]);
+    flip(&run.shard(5), 300, 1);
+    fs::remove_file(run.shard(4)).unwrap();
+    fs::remove_file(run.store.step_dir(3).join(MANIFEST_FILE)).unwrap();
+    run.restart();
+    let found = run.store.newest_valid().unwrap();
+    assert_eq!(found.checkpoint.unwrap().state().step, 2);
+    let steps: Vec<_> =
+        found.rejected.iter().map(|(path, _)| path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(steps, ["step-000000005", "step-000000004", "step-000000003"]);
+    let reasons: Vec<_> = found.rejected.into_iter().map(|(_, reason)| reason).collect();
+    assert!(matches!(
+        &reasons[..],
+        [Error::BadChecksum { .. }, Error::MissingShard { .. }, Error::MissingManifest { .. }]
+    ));
+}
+
+#[test]
+fn only_names_of_committed_checkpoints_count() {
+    let mut run = run_with(&[7]);
+    for name in
+        ["step-8", "step-0000000099", "step-00000000x", "last", ".tmp-step-000000009", "step--00000009"]
+    {
+        fs::create_dir(run.store.dir.join(name)).unwrap();
+    }
+    assert_eq!(run.store.list().unwrap(), [7]);
+    fs::rename(run.store.step_dir(7), run.store.step_dir(8)).unwrap();
+    assert!(matches!(run.store.get(8), Err(Error::BadManifest { what, .. }) if what == "it is of step 7"));
+    run.restart();
+    assert!(run.store.newest_valid().unwrap().checkpoint.is_none());
+}
+
+#[test]
+fn a_crash_at_any_point_of_a_save_leaves_the_older_ones() {
+    let cuts = slices(LEN, 2);
+    // Before any shard, after the shards, with a manifest but without the rename.
+    for crash in 0..3 {
+        let mut run = run_with(&[10]);
+        let staging = run.store.begin(20).unwrap();
+        if crash > 0 {
+            let records = crate::testing::write_shards(staging.dir(), 20, &cuts);
+            if crash > 1 {
+                let manifest = Manifest { state: state(20, 2), layout: layout(LEN), shards: records };
+                write_manifest(&staging, &manifest).unwrap();
+            }
+        }
+        run.restart();
+        assert_eq!(newest(&run.store), 10);
+        assert!(run.store.newest_valid().unwrap().rejected.is_empty());
+        assert_eq!(run.store.remove_stale().unwrap(), [run.store.staging_dir(20)]);
+        assert_eq!(run.entries(), ["step-000000010"]);
+        save(&mut run.store, 20, 2, LEN);
+        assert_eq!(newest(&run.store), 20);
+    }
+}
+
+#[test]
+fn leftovers_of_the_same_step_do_not_stop_the_next_save() {
+    let mut run = run_with(&[10]);
+    drop(begin(&mut run.store, 20, &slices(LEN, 5)));
+    run.restart();
+    save(&mut run.store, 20, 2, LEN);
+    assert_eq!(newest(&run.store), 20);
+    assert_eq!(run.entries(), ["step-000000010", "step-000000020"]);
+}
+
+#[test]
+fn a_save_in_progress_is_not_stale() {
+    let mut run = run_with(&[10]);
+    let (staging, records) = begin(&mut run.store, 20, &slices(LEN, 2));
+    fs::create_dir(run.store.staging_dir(15)).unwrap();
+    assert_eq!(run.store.remove_stale().unwrap(), [run.store.staging_dir(15)]);
+    run.store.commit(staging, layout(LEN), records, state(20, 2)).unwrap();
+    assert_eq!(newest(&run.store), 20);
+}
+
+#[test]
+fn the_same_step_is_replaced_even_if_it_is_damaged() {
+    let mut run = run_with(&[10, 20]);
+    flip(&run.shard(20), 300, 1);
+    assert_eq!(newest(&run.store), 10);
+    save(&mut run.store, 20, 3, LEN);
+    assert_eq!(newest(&run.store), 20);
+    assert_eq!(run.store.get(20).unwrap().state().world_size, 3);
+    assert_eq!(run.entries(), ["step-000000010", "step-000000020"]);
+}
+
+#[test]
+fn a_crash_between_the_two_renames_of_a_replacement_loses_nothing() {
+    let mut run = run_with(&[20]);
+    let replaced = run.store.dir.join(".old-step-000000020");
+    fs::rename(run.store.step_dir(20), &replaced).unwrap();
+    fs::create_dir(run.store.staging_dir(20)).unwrap();
+    run.restart();
+    run.store.remove_stale().unwrap();
+    assert_eq!(newest(&run.store), 20);
+    assert_eq!(run.entries(), ["step-000000020"]);
+    fs::create_dir(&replaced).unwrap();
+    assert_eq!(run.store.remove_stale().unwrap(), [replaced], "the new one is in place");
+    assert_eq!(newest(&run.store), 20);
+}
+
+#[test]
+fn a_save_that_is_not_whole_is_refused_and_its_space_freed() {
+    let mut run = run_with(&[10]);
+    let cuts = slices(LEN, 2);
+    let commit = |store: &mut Store, spoil: &dyn Fn(&Staging, &mut Vec<ShardRecord>, &mut RunState)| {
+        let (staging, mut records) = begin(store, 20, &cuts);
+        let mut state = state(20, 2);
+        spoil(&staging, &mut records, &mut state);
+        let error = store.commit(staging, layout(LEN), records, state).unwrap_err();
+        assert!(!store.staging_dir(20).exists());
+        error
+    };
+    let error = commit(&mut run.store, &|staging, records, _| {
+        fs::remove_file(staging.dir().join(&records[1].file)).unwrap();
+    });
+    assert!(matches!(error, Error::MissingShard { .. }), "{error}");
+    let error = commit(&mut run.store, &|staging, records, _| {
+        let file = File::options().write(true).open(staging.dir().join(&records[1].file)).unwrap();
+        file.set_len(records[1].bytes - 4).unwrap();
+    });
+    assert!(matches!(error, Error::WrongSize { .. }), "{error}");
+    let error = commit(&mut run.store, &|_, records, _| drop(records.pop()));
+    assert!(matches!(error, Error::Unsavable { .. }), "{error}");
+    let error = commit(&mut run.store, &|_, _, state| state.step = 21);
+    assert!(matches!(error, Error::Unsavable { .. }), "{error}");
+    assert_eq!(run.entries(), ["step-000000010"]);
+    assert_eq!(newest(&run.store), 10);
+}
+
+#[test]
+fn records_come_in_any_order() {
+    let mut run = run_with(&[]);
+    let (staging, mut records) = begin(&mut run.store, 20, &slices(LEN, 3));
+    records.reverse();
+    run.store.commit(staging, layout(LEN), records, state(20, 3)).unwrap();
+    assert_eq!(newest(&run.store), 20);
+}
+
+#[test]
+fn an_abandoned_save_is_gone() {
+    let mut run = run_with(&[10]);
+    let (staging, _) = begin(&mut run.store, 20, &slices(LEN, 2));
+    run.store.abandon(staging).unwrap();
+    assert_eq!(run.entries(), ["step-000000010"]);
+}
+
+fn config(keep_last: usize, keep_every: Option<u64>) -> CheckpointConfig {
+    CheckpointConfig { keep_last, keep_every, ..Default::default() }
+}
+
+#[test]
+fn pruning_keeps_the_last_and_the_multiples() {
+    let mut run = run_with(&[5, 10, 15, 20, 25]);
+    let removed = run.store.prune(&config(2, Some(10))).unwrap();
+    assert_eq!(removed, [run.store.step_dir(5), run.store.step_dir(15)]);
+    assert_eq!(run.store.list().unwrap(), [10, 20, 25]);
+    assert_eq!(run.store.prune(&config(2, None)).unwrap(), [run.store.step_dir(10)]);
+    assert_eq!(run.entries(), ["step-000000020", "step-000000025"]);
+    assert!(matches!(run.store.prune(&config(1, None)), Err(Error::Config { .. })));
+}
+
+#[test]
+fn pruning_never_removes_the_last_two_valid_ones() {
+    let mut run = run_with(&[5, 10, 15, 20, 25]);
+    flip(&run.shard(25), 300, 1);
+    flip(&run.shard(15), 300, 1);
+    run.store.prune(&config(2, None)).unwrap();
+    assert_eq!(run.store.list().unwrap(), [10, 15, 20, 25], "10 and 20 are the last two valid ones");
+    fs::remove_file(run.shard(20)).unwrap();
+    assert_eq!(run.store.prune(&config(2, None)).unwrap(), [] as [PathBuf; 0], "only one valid one is left");
+    assert_eq!(newest(&run.store), 10);
+}
+
+#[test]
+fn pruning_reads_each_checkpoint_once_and_a_replaced_one_again() {
+    let mut run = run_with(&[5, 10, 15]);
+    run.store.prune(&config(2, None)).unwrap();
+    assert_eq!(run.store.verified, [10, 15].into());
+    save(&mut run.store, 15, 2, LEN);
+    flip(&run.shard(15), 300, 1);
+    save(&mut run.store, 20, 2, LEN);
+    run.store.prune(&config(2, None)).unwrap();
+    assert_eq!(run.store.list().unwrap(), [10, 15, 20], "15 is damaged, so 10 must stay");
+}
+
+#[test]
+fn going_back_does_not_remove_what_was_just_saved() {
+    let mut run = run_with(&[10, 20, 30]);
+    run.restart();
+    save(&mut run.store, 15, 2, LEN);
+    assert_eq!(run.store.prune(&config(2, None)).unwrap(), [run.store.step_dir(10)]);
+    assert_eq!(run.store.list().unwrap(), [15, 20, 30]);
+}
+
+#[test]
+fn one_process_writes_and_any_may_read() {
+    let mut run = run_with(&[10]);
+    let mut other = Store::open(run.dir.path()).unwrap();
+    assert_eq!(newest(&other), 10);
+    assert!(matches!(other.begin(20), Err(Error::Locked { .. })));
+    assert!(matches!(other.prune(&config(2, None)), Err(Error::Locked { .. })));
+    assert!(matches!(other.remove_stale(), Err(Error::Locked { .. })));
+    run.restart();
+    save(&mut other, 20, 2, LEN);
+    assert_eq!(newest(&run.store), 20);
+}
+
+#[test]
+fn a_file_in_the_way_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = Store::open(&file).unwrap_err();
+    assert!(matches!(error, Error::NotADirectory { .. }), "{error}");
+    let mut store = Store::open(dir.path().join("run")).unwrap();
+    fs::write(dir.path().join("run"), "").unwrap();
+    let error = store.begin(1).unwrap_err();
+    assert!(matches!(error, Error::NotADirectory { .. }), "{error}");
+    fs::remove_file(dir.path().join("run")).unwrap();
+    fs::create_dir(dir.path().join("run")).unwrap();
+    fs::write(dir.path().join("run/checkpoints"), "").unwrap();
+    assert!(matches!(Store::open(dir.path().join("run")), Err(Error::NotADirectory { .. })));
+}

@@ -1,0 +1,148 @@
+//! Saving against a real disk: a process killed at any moment, a size limit that is hit, a second writer.
+
+#![allow(clippy::unwrap_used, reason = "functions shared by tests are tests too")]
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use checkpoints::{
+    Checkpoint, CheckpointConfig, Error, Layout, RunState, Section, Store, TensorEntry, write_shard,
+};
+
+const LEN: usize = 3 << 19;
+const RUN_DIR: &str = "CHECKPOINTS_TEST_RUN_DIR";
+
+fn arena(step: u64) -> Vec<f32> {
+    (0..LEN).map(|i| (step * 7 + i as u64 % 1000) as f32).collect()
+}
+
+fn save(store: &mut Store, step: u64) -> Result<(), Error> {
+    let staging = store.begin(step)?;
+    let arena = arena(step);
+    let cut = LEN / 3;
+    let mut records = Vec::new();
+    for (rank, range) in [0..cut, cut..LEN].into_iter().enumerate() {
+        let sections = [Section { name: "master", range: range.clone(), data: &arena[range] }];
+        match write_shard(staging.dir(), rank, &sections) {
+            Ok(record) => records.push(record),
+            Err(e) => {
+                store.abandon(staging)?;
+                return Err(e);
+            }
+        }
+    }
+    let tensors = vec![TensorEntry { name: "w".into(), shape: vec![3, 1 << 19], offset: 0, len: LEN as u64 }];
+    let state = RunState { step, world_size: 2, ..Default::default() };
+    store.commit(staging, Layout { len: LEN as u64, tensors }, records, state)?;
+    store.prune(&CheckpointConfig::default())?;
+    Ok(())
+}
+
+fn assert_whole(checkpoint: &Checkpoint) {
+    assert_eq!(checkpoint.read_tensor("master", "w").unwrap(), arena(checkpoint.state().step));
+}
+
+/// Runs in a process of its own: saves step after step, says so, and stops at the first error.
+#[test]
+#[ignore = "the child process of the other tests"]
+fn child_saves_until_it_fails() {
+    let mut store = Store::open(std::env::var_os(RUN_DIR).unwrap()).unwrap();
+    for step in 1.. {
+        match save(&mut store, step) {
+            Ok(()) => eprintln!("saved {step}"),
+            Err(e) => {
+                eprintln!("failed: {e}");
+                return;
+            }
+        }
+    }
+}
+
+/// Starts the child above through `sh`, after the given commands.
+fn start_child(run_dir: &Path, before: &str) -> Child {
+    let script =
+        format!("{before} exec \"$0\" --exact child_saves_until_it_fails --ignored --nocapture 2>&1");
+    Command::new("sh")
+        .args(["-c", &script])
+        .arg(std::env::current_exe().unwrap())
+        .env(RUN_DIR, run_dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// The child's lines up to the first that begins with `prefix`, which is returned without it.
+fn wait_for(lines: &mut std::io::Lines<BufReader<ChildStdout>>, prefix: &str) -> String {
+    let mut found = lines.by_ref().filter_map(|line| line.unwrap().strip_prefix(prefix).map(String::from));
+    found.next().unwrap_or_else(|| panic!("the child never said '{prefix}'"))
+}
+
+#[test]
+fn a_process_killed_at_any_moment_leaves_a_valid_checkpoint_and_no_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    for delay in (0..60).step_by(6) {
+        let mut child = start_child(dir.path(), "");
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        wait_for(&mut lines, "saved ");
+        std::thread::sleep(Duration::from_millis(delay));
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        let mut store = Store::open(dir.path()).unwrap();
+        let found = store.newest_valid().unwrap();
+        assert!(found.rejected.is_empty(), "{:?}", found.rejected);
+        assert_whole(&found.checkpoint.unwrap());
+        store.remove_stale().unwrap();
+        let names = std::fs::read_dir(dir.path().join("checkpoints")).unwrap();
+        let mut names: Vec<_> =
+            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| !name.starts_with("step-"));
+        assert_eq!(names, [".lock"]);
+    }
+}
+
+#[test]
+fn while_a_process_writes_another_may_read_but_not_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = start_child(dir.path(), "");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    wait_for(&mut lines, "saved ");
+    let mut store = Store::open(dir.path()).unwrap();
+    let refused = store.begin(1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(matches!(refused, Err(Error::Locked { .. })), "{refused:?}");
+    let staging = store.begin(1).unwrap();
+    store.abandon(staging).unwrap();
+}
+
+/// A limit on the size of files stands for a full disk: a write comes back short, then fails.
+#[test]
+fn a_save_that_does_not_fit_fails_in_one_sentence_and_leaves_the_older_one() {
+    let dir = tempfile::tempdir().unwrap();
+    save(&mut Store::open(dir.path()).unwrap(), 100).unwrap();
+    let mut child = start_child(dir.path(), "trap '' XFSZ; ulimit -f 100;");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let sentence = wait_for(&mut lines, "failed: ");
+    child.wait().unwrap();
+    assert!(sentence.starts_with("no space left to write "), "{sentence}");
+    assert!(sentence.contains("rank-00000.safetensors"), "{sentence}");
+
+    let checkpoints = dir.path().join("checkpoints");
+    assert!(!Store::open(dir.path()).unwrap().staging_dir(1).exists(), "the space is freed");
+    assert_eq!(std::fs::read_dir(checkpoints).unwrap().count(), 2, "the lock and the older checkpoint");
+    let found = Store::open(dir.path()).unwrap().newest_valid().unwrap();
+    assert_eq!(found.checkpoint.as_ref().unwrap().state().step, 100);
+    assert_whole(&found.checkpoint.unwrap());
+}
+
+/// `/proc` refuses new directories to everybody, the superuser included.
+#[test]
+fn a_run_directory_that_cannot_be_written_is_named() {
+    let mut store = Store::open("/proc/ilm-run").unwrap();
+    let error = store.remove_stale().unwrap_err();
+    assert!(error.to_string().contains("/proc/ilm-run/checkpoints"), "{error}");
+    assert!(store.newest_valid().unwrap().checkpoint.is_none(), "reading still works");
+}

@@ -1,0 +1,35 @@
+//! A data set is a pure function from a row number to an example.
+
+use crate::error::Result;
+
+/// One row, tokenised, before any token is dropped.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Example {
+    /// Ids that are always visible and come first; empty for language modelling.
+    pub prompt: Vec<u32>,
+    /// Ids of the segment that tokens are dropped from.
+    pub tokens: Vec<u32>,
+}
+
+/// The rows of one split, numbered `0..len()`. The same row always gives the same example.
+pub trait Dataset: Send + Sync {
+    /// Number of rows; at least one.
+    fn len(&self) -> u64;
+
+    /// Row counts of consecutive groups of rows that are cheap to read together (row groups); their sum is `len()`.
+    fn groups(&self) -> &[u64];
+
+    /// The example of a row.
+    ///
+    /// # Errors
+    /// When the row is out of range, damaged, null or cannot be tokenised.
+    fn example(&self, row: u64) -> Result<Example>;
+
+    /// A hash that changes when the rows or the rules that make examples of them change.
+    fn fingerprint(&self) -> &str;
+
+    /// True for no rows (which no constructor of this crate allows).
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

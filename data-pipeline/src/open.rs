@@ -1,0 +1,116 @@
+//! From section `data` to tokenizers and data sets.
+
+use std::sync::Arc;
+
+use crate::{
+    config::{DataConfig, Task},
+    dataset::Dataset,
+    error::{Error, Result},
+    parquet::{Columns, ParquetDataset, ParquetOptions},
+    star::StarDataset,
+    tokenizer::Tokenizer,
+};
+
+/// A part of the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Split {
+    /// For training.
+    Train,
+    /// For validation during training.
+    Validation,
+    /// For the final test.
+    Test,
+}
+
+impl Split {
+    /// All splits.
+    pub const ALL: [Split; 3] = [Split::Train, Split::Validation, Split::Test];
+
+    /// The name in configuration keys and file names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Validation => "validation",
+            Split::Test => "test",
+        }
+    }
+}
+
+impl DataConfig {
+    /// Checks what can be checked without opening a file.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for the first setting that makes no sense.
+    pub fn validate(&self) -> Result<()> {
+        for (name, value) in [
+            ("window_groups", self.window_groups),
+            ("canonical_lanes", self.canonical_lanes),
+            ("threads", self.threads),
+            ("prefetch_steps", self.prefetch_steps),
+        ] {
+            if value == 0 {
+                return Err(Error::Setting(format!("data.{name} = 0 makes no sense; use at least 1")));
+            }
+        }
+        if self.max_tokens == Some(0) {
+            return Err(Error::Setting("data.max_tokens = 0 leaves no tokens; use at least 1 or leave it out".into()));
+        }
+        match self.task {
+            Task::Star => self.star.validate(),
+            Task::Text if self.tokenizer.is_none() => Err(no_tokenizer()),
+            Task::Text => Ok(()),
+        }
+    }
+
+    /// The tokenizer: node numbers for star graphs, the configured file for texts.
+    ///
+    /// # Errors
+    /// When the file is not set, missing or unusable.
+    pub fn open_tokenizer(&self) -> Result<Tokenizer> {
+        match (self.task, &self.tokenizer) {
+            (Task::Star, _) => Ok(Tokenizer::numbers(self.star.num_nodes)),
+            (Task::Text, Some(path)) => Tokenizer::open(path, &self.special_tokens),
+            (Task::Text, None) => Err(no_tokenizer()),
+        }
+    }
+
+    /// Where the rows of a split lie, if they are not generated.
+    pub fn location(&self, split: Split) -> Option<&str> {
+        match split {
+            Split::Train => self.train.as_deref(),
+            Split::Validation => self.validation.as_deref(),
+            Split::Test => self.test.as_deref(),
+        }
+    }
+
+    /// Opens a split; star graphs without a location are generated from `seed`.
+    ///
+    /// # Errors
+    /// When the location is not set (texts), matches nothing, or its files are damaged or of another kind.
+    pub fn open_split(&self, split: Split, tokenizer: &Arc<Tokenizer>, seed: u64) -> Result<Arc<dyn Dataset>> {
+        let columns = match self.task {
+            Task::Text => Columns::Language,
+            Task::Star => Columns::PromptAndTarget,
+        };
+        match (self.task, self.location(split)) {
+            (_, Some(location)) => {
+                let options = ParquetOptions {
+                    columns,
+                    detokenizer: self.detokenizer,
+                    max_tokens: self.max_tokens,
+                    window_groups: self.window_groups,
+                };
+                Ok(Arc::new(ParquetDataset::open(location, tokenizer, options)?))
+            }
+            (Task::Star, None) => Ok(Arc::new(StarDataset::new(&self.star, split, seed)?)),
+            (Task::Text, None) => Err(Error::Setting(format!(
+                "data.{} is not set; give a Parquet file, a directory or a glob",
+                split.name()
+            ))),
+        }
+    }
+}
+
+fn no_tokenizer() -> Error {
+    Error::Setting("data.tokenizer is not set; give the path of a tokenizer.json".into())
+}

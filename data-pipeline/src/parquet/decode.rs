@@ -1,0 +1,233 @@
+//! One row group, decoded into compact buffers; a bad row spoils only itself.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use parquet::{
+    column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader},
+    data_type::{ByteArrayType, DataType},
+    file::serialized_reader::SerializedPageReader,
+    schema::types::ColumnDescriptor,
+};
+
+use super::{
+    columns::{Column, Content},
+    index::FileIndex,
+};
+
+/// Rows that are decoded at a time.
+const CHUNK: usize = 1024;
+
+/// The wanted columns of a row group.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub prompt: Option<Rows>,
+    pub tokens: Rows,
+}
+
+/// One column of a row group.
+#[derive(Debug)]
+pub(super) enum Rows {
+    Text(Segments<u8>),
+    Ids(Segments<u32>),
+}
+
+/// Row i is `values[ends[i - 1]..ends[i]]`, unless it is bad.
+#[derive(Debug, Default)]
+pub(super) struct Segments<T> {
+    values: Vec<T>,
+    ends: Vec<usize>,
+    bad: HashMap<usize, BadRow>,
+}
+
+/// Why a row has no value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BadRow {
+    /// It is null or has a null element.
+    Null,
+    /// It has an id outside the vocabulary.
+    Id(i128),
+}
+
+impl<T> Segments<T> {
+    /// The values of a row.
+    pub fn row(&self, row: usize) -> Result<&[T], BadRow> {
+        if let Some(bad) = self.bad.get(&row) {
+            return Err(*bad);
+        }
+        let start = row.checked_sub(1).map_or(0, |previous| self.ends[previous]);
+        Ok(&self.values[start..self.ends[row]])
+    }
+
+    fn end_row(&mut self) {
+        self.ends.push(self.values.len());
+    }
+
+    /// Marks a row bad; its first defect counts.
+    fn spoil(&mut self, row: usize, bad: BadRow) {
+        self.bad.entry(row).or_insert(bad);
+    }
+
+    fn bytes(&self) -> usize {
+        self.values.capacity() * size_of::<T>()
+            + self.ends.capacity() * size_of::<usize>()
+            + self.bad.capacity() * size_of::<(usize, BadRow)>()
+    }
+}
+
+impl Group {
+    /// Decodes the wanted columns; ids are checked against the vocabulary. The error is the decoder's reason.
+    pub fn decode(file: &FileIndex, row_group: usize, vocab_size: usize) -> Result<Self, String> {
+        no_panic(|| {
+            let read = |column: &Column| decode_column(file, row_group, column, vocab_size);
+            Ok(Self {
+                prompt: file.columns.prompt.as_ref().map(read).transpose()?,
+                tokens: read(&file.columns.tokens)?,
+            })
+        })
+    }
+
+    /// Memory the rows take.
+    pub fn bytes(&self) -> usize {
+        self.prompt.iter().chain([&self.tokens]).map(Rows::bytes).sum()
+    }
+}
+
+impl Rows {
+    fn bytes(&self) -> usize {
+        match self {
+            Rows::Text(rows) => rows.bytes(),
+            Rows::Ids(rows) => rows.bytes(),
+        }
+    }
+}
+
+/// Decoders of damaged bytes may panic; a data set must not take the run down without naming the file.
+pub(super) fn no_panic<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err("the Parquet decoder panicked on it".into()))
+}
+
+fn decode_column(
+    file: &FileIndex,
+    row_group: usize,
+    column: &Column,
+    vocab_size: usize,
+) -> Result<Rows, String> {
+    let handle = File::open(&file.path).map_err(|error| error.to_string())?;
+    let group = file.metadata.row_group(row_group);
+    let rows = usize::try_from(file.rows[row_group]).map_err(|error| error.to_string())?;
+    let pages = SerializedPageReader::new(Arc::new(handle), group.column(column.leaf), rows, None)
+        .map_err(|error| error.to_string())?;
+    let descriptor = file.metadata.file_metadata().schema_descr().column(column.leaf);
+    match (column.content, get_column_reader(descriptor.clone(), Box::new(pages))) {
+        (Content::Text, ColumnReader::ByteArrayColumnReader(reader)) => {
+            texts(reader, rows, &descriptor).map(Rows::Text)
+        }
+        (Content::Ids { unsigned: false }, ColumnReader::Int32ColumnReader(reader)) => {
+            ids(reader, rows, &descriptor, vocab_size, |id| i128::from(*id)).map(Rows::Ids)
+        }
+        (Content::Ids { unsigned: true }, ColumnReader::Int32ColumnReader(reader)) => {
+            ids(reader, rows, &descriptor, vocab_size, |id| i128::from(*id as u32)).map(Rows::Ids)
+        }
+        (Content::Ids { unsigned: false }, ColumnReader::Int64ColumnReader(reader)) => {
+            ids(reader, rows, &descriptor, vocab_size, |id| i128::from(*id)).map(Rows::Ids)
+        }
+        (Content::Ids { unsigned: true }, ColumnReader::Int64ColumnReader(reader)) => {
+            ids(reader, rows, &descriptor, vocab_size, |id| i128::from(*id as u64)).map(Rows::Ids)
+        }
+        _ => Err(format!("its column '{}' changed its type", column.name)),
+    }
+}
+
+fn texts(
+    reader: ColumnReaderImpl<ByteArrayType>,
+    rows: usize,
+    descriptor: &ColumnDescriptor,
+) -> Result<Segments<u8>, String> {
+    let mut out = Segments::default();
+    let required = descriptor.max_def_level() == 0;
+    read(reader, rows, |definitions, _, values| {
+        let rows = if required { values.len() } else { definitions.len() };
+        let mut values = values.iter();
+        for row in 0..rows {
+            if definitions.get(row).is_none_or(|&level| level == descriptor.max_def_level()) {
+                out.values.extend_from_slice(values.next().ok_or("values are missing")?.data());
+            } else {
+                out.spoil(out.ends.len(), BadRow::Null);
+            }
+            out.end_row();
+        }
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+/// Rebuilds the lists from repetition levels (0 starts a row) and definition levels (how deep a value exists).
+fn ids<T: DataType>(
+    reader: ColumnReaderImpl<T>,
+    rows: usize,
+    descriptor: &ColumnDescriptor,
+    vocab_size: usize,
+    widen: impl Fn(&T::T) -> i128,
+) -> Result<Segments<u32>, String> {
+    let mut out = Segments::<u32>::default();
+    let element = descriptor.max_def_level();
+    // At this level the list has an entry (which may be null); one below it is empty; further below it is null.
+    let entry = descriptor.repeated_ancestor_def_level();
+    read(reader, rows, |definitions, repetitions, values| {
+        let mut values = values.iter();
+        for (index, (&definition, &repetition)) in definitions.iter().zip(repetitions).enumerate() {
+            if repetition == 0 && index > 0 {
+                out.end_row();
+            }
+            let row = out.ends.len();
+            if definition == element {
+                let id = widen(values.next().ok_or("values are missing")?);
+                match u32::try_from(id) {
+                    Ok(id) if (id as usize) < vocab_size => out.values.push(id),
+                    _ => out.spoil(row, BadRow::Id(id)),
+                }
+            } else if definition != entry - 1 {
+                out.spoil(row, BadRow::Null);
+            }
+        }
+        if !definitions.is_empty() {
+            out.end_row();
+        }
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+/// Hands whole rows to `take` as (definition levels, repetition levels, values), and checks that there are as many
+/// rows as the footer claims.
+fn read<T: DataType>(
+    mut reader: ColumnReaderImpl<T>,
+    rows: usize,
+    mut take: impl FnMut(&[i16], &[i16], &[T::T]) -> Result<(), String>,
+) -> Result<(), String> {
+    let (mut definitions, mut repetitions, mut values) = (Vec::new(), Vec::new(), Vec::new());
+    let mut done = 0;
+    loop {
+        definitions.clear();
+        repetitions.clear();
+        values.clear();
+        // One row more than claimed is asked for at the end: none must come.
+        let wanted = (rows - done).clamp(1, CHUNK);
+        let (records, _, _) = reader
+            .read_records(wanted, Some(&mut definitions), Some(&mut repetitions), &mut values)
+            .map_err(|error| error.to_string())?;
+        match (records, done == rows) {
+            (0, true) => return Ok(()),
+            (0, false) => return Err(format!("it ends after {done} of {rows} rows")),
+            (_, true) => return Err(format!("it has more than the {rows} rows that the footer claims")),
+            _ => {}
+        }
+        take(&definitions, &repetitions, &values)?;
+        done += records;
+    }
+}

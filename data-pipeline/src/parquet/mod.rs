@@ -1,0 +1,11 @@
+//! Parquet shards as a data set: footers are checked at the start, row groups are decoded when a row of them is asked for.
+
+mod cache;
+mod columns;
+mod dataset;
+mod decode;
+mod files;
+mod index;
+
+pub use columns::Columns;
+pub use dataset::{ParquetDataset, ParquetOptions};

@@ -1,0 +1,214 @@
+//! A `tokenizer.json` whose missing special roles are filled by new ids after its last one, in a fixed order.
+
+use std::{collections::HashSet, path::Path};
+
+use tokenizers::{AddedToken, Tokenizer as Json};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::SpecialTokens;
+use crate::{
+    config::SpecialTokenNames,
+    error::{Error, Result},
+};
+
+/// A tokenizer of the `tokenizers` format.
+#[derive(Debug)]
+pub struct HuggingFaceTokenizer {
+    json: Json,
+    special: SpecialTokens,
+    vocab_size: usize,
+    fingerprint: String,
+}
+
+impl HuggingFaceTokenizer {
+    /// Reads the file. Truncation and padding it may ask for are switched off: the pipeline does its own.
+    ///
+    /// A role whose string the file lacks gets a new id; the order is cls, bos, eos, pad, unk, mask, sep.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Tokenizer`] for the file; [`Error::Setting`] for names that are empty or shared by
+    /// roles that must differ (pad, cls, bos).
+    pub fn open(path: &Path, names: &SpecialTokenNames) -> Result<Self> {
+        check_names(names)?;
+        let bytes = std::fs::read(path).map_err(|source| Error::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+        let unusable =
+            |error: tokenizers::Error| Error::Tokenizer { path: path.to_owned(), reason: error.to_string() };
+        let mut json = Json::from_bytes(&bytes).map_err(unusable)?;
+        json.with_truncation(None).map_err(unusable)?;
+        json.with_padding(None);
+
+        let in_order =
+            [&names.cls, &names.bos, &names.eos, &names.pad, &names.unk, &names.mask, &names.sep];
+        for name in in_order {
+            if json.token_to_id(name).is_none() {
+                json.add_special_tokens([AddedToken::from(name.as_str(), true)]).map_err(unusable)?;
+            }
+        }
+        let id = |name: &String| {
+            json.token_to_id(name).ok_or_else(|| Error::Tokenizer {
+                path: path.to_owned(),
+                reason: format!("the special token '{name}' cannot be added"),
+            })
+        };
+        let special = SpecialTokens {
+            pad: id(&names.pad)?,
+            cls: id(&names.cls)?,
+            mask: id(&names.mask)?,
+            eos: id(&names.eos)?,
+            bos: id(&names.bos)?,
+            sep: id(&names.sep)?,
+            unk: id(&names.unk)?,
+        };
+        let vocab_size = json.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        Ok(Self { json, special, vocab_size, fingerprint: fingerprint(&bytes, &special) })
+    }
+
+    /// One more than the highest id.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The special ids.
+    pub fn special(&self) -> &SpecialTokens {
+        &self.special
+    }
+
+    /// The ids of a text, without any around it.
+    ///
+    /// # Errors
+    /// [`Error::Encode`] with the library's reason.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding =
+            self.json.encode_fast(text, false).map_err(|error| Error::Encode(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of ids. Should the file's own decoder fail, the tokens are joined by spaces.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        self.json.decode(ids, skip_special).unwrap_or_else(|_| {
+            let tokens: Vec<String> = ids.iter().filter_map(|&id| self.json.id_to_token(id)).collect();
+            tokens.join(" ")
+        })
+    }
+
+    /// Hash of the file and the special ids.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
+
+fn check_names(names: &SpecialTokenNames) -> Result<()> {
+    let roles = [
+        ("pad", &names.pad),
+        ("cls", &names.cls),
+        ("bos", &names.bos),
+        ("mask", &names.mask),
+        ("eos", &names.eos),
+        ("sep", &names.sep),
+        ("unk", &names.unk),
+    ];
+    if let Some((role, _)) = roles.iter().find(|(_, name)| name.is_empty()) {
+        return Err(Error::Setting(format!("data.special_tokens.{role} is empty; give the token's string")));
+    }
+    // The model tells rows, their starts and paddings apart by these three.
+    let distinct: HashSet<&String> = roles[..3].iter().map(|(_, name)| *name).collect();
+    if distinct.len() < 3 {
+        return Err(Error::Setting(
+            "data.special_tokens: pad, cls and bos must be three different tokens".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn fingerprint(file: &[u8], special: &SpecialTokens) -> String {
+    let mut hash = Xxh3::new();
+    hash.update(file);
+    let SpecialTokens { pad, cls, mask, eos, bos, sep, unk } = special;
+    for id in [pad, cls, mask, eos, bos, sep, unk] {
+        hash.update(&id.to_le_bytes());
+    }
+    format!("{:032x}", hash.digest128())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(name: &str) -> std::path::PathBuf {
+        test_support::data_dir().join("tokenizers").join(name).join("tokenizer.json")
+    }
+
+    fn gpt2_names() -> SpecialTokenNames {
+        SpecialTokenNames {
+            pad: "<|pad|>".into(),
+            cls: "<|cls|>".into(),
+            mask: "<|mask|>".into(),
+            eos: "<|endoftext|>".into(),
+            bos: "<|bos|>".into(),
+            sep: "<|sep|>".into(),
+            unk: "<|unk|>".into(),
+        }
+    }
+
+    #[test]
+    fn bert_gets_bos_and_eos() {
+        let tokenizer =
+            HuggingFaceTokenizer::open(&path("bert-base-uncased"), &SpecialTokenNames::default()).unwrap();
+        let wanted =
+            SpecialTokens { pad: 0, cls: 101, mask: 103, eos: 30_523, bos: 30_522, sep: 102, unk: 100 };
+        assert_eq!(*tokenizer.special(), wanted);
+        assert_eq!(tokenizer.vocab_size(), 30_524);
+        let ids = tokenizer.encode("Hello, world!").unwrap();
+        assert_eq!(ids, [7592, 1010, 2088, 999]);
+        assert_eq!(tokenizer.decode(&[101, 30_522, 7592, 1010, 2088, 999], true), "hello, world");
+        assert_eq!(tokenizer.encode("").unwrap(), Vec::<u32>::new());
+    }
+
+    #[test]
+    fn gpt2_gets_six_in_the_fixed_order() {
+        let tokenizer = HuggingFaceTokenizer::open(&path("gpt2"), &gpt2_names()).unwrap();
+        let wanted = SpecialTokens {
+            cls: 50_257,
+            bos: 50_258,
+            eos: 50_256,
+            pad: 50_259,
+            unk: 50_260,
+            mask: 50_261,
+            sep: 50_262,
+        };
+        assert_eq!(*tokenizer.special(), wanted);
+        assert_eq!(tokenizer.vocab_size(), 50_263);
+        let text = "A naïve test, \n\n twice.";
+        assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap(), true), text);
+    }
+
+    #[test]
+    fn fingerprint_follows_the_special_ids() {
+        let open = |names: &SpecialTokenNames| HuggingFaceTokenizer::open(&path("gpt2"), names).unwrap();
+        let other = SpecialTokenNames { eos: "<|eos|>".into(), ..gpt2_names() };
+        assert_eq!(open(&gpt2_names()).fingerprint(), open(&gpt2_names()).fingerprint());
+        assert_ne!(open(&gpt2_names()).fingerprint(), open(&other).fingerprint());
+    }
+
+    #[test]
+    fn refuses_bad_files_and_names() {
+        let names = SpecialTokenNames::default();
+        let missing = HuggingFaceTokenizer::open(Path::new("no/such.json"), &names).unwrap_err();
+        assert!(missing.is_config() && missing.to_string().contains("no/such.json"));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokenizer.json");
+        for content in ["", "{}", "not json", "{\"model\": {\"type\": \"BPE\"}}"] {
+            std::fs::write(&file, content).unwrap();
+            let error = HuggingFaceTokenizer::open(&file, &names).unwrap_err();
+            assert!(error.to_string().contains("tokenizer.json"), "{error}");
+        }
+        let shared = SpecialTokenNames { bos: names.cls.clone(), ..names.clone() };
+        assert!(HuggingFaceTokenizer::open(&file, &shared).unwrap_err().to_string().contains("different"));
+        let empty = SpecialTokenNames { sep: String::new(), ..names };
+        assert!(HuggingFaceTokenizer::open(&file, &empty).unwrap_err().to_string().contains("sep"));
+    }
+}

@@ -1,0 +1,308 @@
+//! Sound files: the real sets with the tokenizers they are meant for, and every way to store a column.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arrow::{
+    array::{
+        Array, ArrayRef, BinaryArray, DictionaryArray, Int64Array, LargeListArray, LargeStringArray, ListArray, RecordBatch,
+        StringArray, StringViewArray, types,
+    },
+    datatypes::{Field, Int32Type, Schema},
+};
+use data_pipeline::{
+    Columns, DataConfig, Dataset, Detokenizer, Error, Example, ParquetDataset, ParquetOptions, SpecialTokenNames,
+    Split, Task, Tokenizer,
+};
+use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
+
+fn set(name: &str) -> String {
+    test_support::data_dir().join(name).to_str().unwrap().to_owned()
+}
+
+fn bert_config() -> DataConfig {
+    DataConfig {
+        train: Some(set("lm1b-mini/train-*")),
+        validation: Some(set("lm1b-mini/test-*")),
+        tokenizer: Some(set("tokenizers/bert-base-uncased/tokenizer.json").into()),
+        detokenizer: Detokenizer::Lm1b,
+        max_tokens: Some(128),
+        ..DataConfig::default()
+    }
+}
+
+fn gpt2_config(name: &str) -> DataConfig {
+    let names = SpecialTokenNames {
+        pad: "<|pad|>".into(),
+        cls: "<|cls|>".into(),
+        mask: "<|mask|>".into(),
+        eos: "<|endoftext|>".into(),
+        bos: "<|bos|>".into(),
+        sep: "<|sep|>".into(),
+        unk: "<|unk|>".into(),
+    };
+    DataConfig {
+        train: Some(set(&format!("{name}/train-*"))),
+        validation: Some(set(&format!("{name}/validation-*"))),
+        tokenizer: Some(set("tokenizers/gpt2/tokenizer.json").into()),
+        special_tokens: names,
+        ..DataConfig::default()
+    }
+}
+
+fn open(config: &DataConfig, split: Split) -> (Arc<Tokenizer>, Arc<dyn Dataset>) {
+    config.validate().unwrap();
+    let tokenizer = Arc::new(config.open_tokenizer().unwrap());
+    let dataset = config.open_split(split, &tokenizer, 1).unwrap();
+    assert_eq!(dataset.groups().iter().sum::<u64>(), dataset.len());
+    (tokenizer, dataset)
+}
+
+#[test]
+fn lm1b_sentences_are_detokenised_and_cut() {
+    let (tokenizer, dataset) = open(&bert_config(), Split::Train);
+    let uncut = DataConfig { max_tokens: None, ..bert_config() };
+    let (_, uncut) = open(&uncut, Split::Train);
+    assert_ne!(dataset.fingerprint(), uncut.fingerprint());
+    let mut cut = 0;
+    for row in (0..dataset.len()).step_by(3) {
+        let (short, long) = (dataset.example(row).unwrap(), uncut.example(row).unwrap());
+        assert!(short.prompt.is_empty() && !short.tokens.is_empty());
+        assert_eq!(short.tokens, long.tokens[..long.tokens.len().min(128)]);
+        assert!(short.tokens.iter().all(|&id| (id as usize) < 30_522 && id > 103));
+        cut += usize::from(long.tokens.len() > 128);
+        if row == 0 {
+            assert!(!tokenizer.decode(&short.tokens, true).is_empty());
+        }
+    }
+    assert!(cut > 0, "some sentences are longer than 128 tokens");
+}
+
+#[test]
+fn detokenising_changes_ids() {
+    let (_, with) = open(&bert_config(), Split::Validation);
+    let (_, without) = open(&DataConfig { detokenizer: Detokenizer::None, ..bert_config() }, Split::Validation);
+    assert_eq!(with.len(), without.len());
+    assert_ne!(with.fingerprint(), without.fingerprint());
+    // Word pieces split punctuation off anyway, so only a few rows differ ("don 't", "$ 5").
+    assert!((0..with.len()).any(|row| with.example(row).unwrap() != without.example(row).unwrap()));
+}
+
+#[test]
+fn stored_ids_are_read_as_they_are() {
+    let (tokenizer, dataset) = open(&gpt2_config("owt-gpt2-1024-mini"), Split::Validation);
+    for row in 0..dataset.len() {
+        let tokens = dataset.example(row).unwrap().tokens;
+        assert!((1..=1022).contains(&tokens.len()));
+        if row % 20 == 0 {
+            // The set's pieces encode to the same ids again.
+            assert_eq!(tokenizer.encode(&tokenizer.decode(&tokens, false)).unwrap(), tokens, "row {row}");
+        }
+    }
+}
+
+#[test]
+fn whole_documents_have_at_most_1024_tokens() {
+    let (tokenizer, dataset) = open(&gpt2_config("owt-gpt2-1024-split-mini"), Split::Validation);
+    let longest = (0..dataset.len()).map(|row| dataset.example(row).unwrap().tokens.len()).max();
+    assert!(longest <= Some(1024) && longest > Some(900));
+    let tokens = dataset.example(5).unwrap().tokens;
+    assert_eq!(tokenizer.encode(&tokenizer.decode(&tokens, true)).unwrap(), tokens);
+}
+
+#[test]
+fn threads_read_the_same_rows_in_any_order() {
+    let (_, dataset) = open(&gpt2_config("owt-gpt2-1024-mini"), Split::Train);
+    let wanted: Vec<Example> = (0..dataset.len()).map(|row| dataset.example(row).unwrap()).collect();
+    let (_, shared) = open(&DataConfig { window_groups: 1, ..gpt2_config("owt-gpt2-1024-mini") }, Split::Train);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (shared, wanted) = (&shared, &wanted);
+            scope.spawn(move || {
+                for i in 0..2000u64 {
+                    let row = (i * 7919 + thread * 13) % shared.len();
+                    assert_eq!(shared.example(row).unwrap(), wanted[row as usize]);
+                }
+            });
+        }
+    });
+}
+
+fn write(path: &Path, columns: Vec<(&str, ArrayRef)>, rows_per_group: usize) {
+    let fields: Vec<Field> =
+        columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), true)).collect();
+    let schema = Arc::new(Schema::new(fields));
+    let arrays = columns.into_iter().map(|(_, array)| array).collect();
+    let batch = RecordBatch::try_new(schema.clone(), arrays).unwrap();
+    let properties = WriterProperties::builder().set_max_row_group_row_count(Some(rows_per_group)).build();
+    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), schema, Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+fn options(columns: Columns) -> ParquetOptions {
+    ParquetOptions { columns, detokenizer: Detokenizer::None, max_tokens: None, window_groups: 2 }
+}
+
+fn numbers(path: &Path, columns: Columns) -> Result<ParquetDataset, Error> {
+    ParquetDataset::open(path.to_str().unwrap(), &Arc::new(Tokenizer::numbers(100)), options(columns))
+}
+
+fn tokens(dataset: &dyn Dataset) -> Vec<Vec<u32>> {
+    (0..dataset.len()).map(|row| dataset.example(row).unwrap().tokens).collect()
+}
+
+fn in_temporary_file(array: ArrayRef, column: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("set.parquet");
+    write(&path, vec![(column, array)], 2);
+    (dir, path)
+}
+
+#[test]
+fn every_kind_of_text_column() {
+    let texts = ["1 2", "", "3", "1 2", "99"];
+    let dictionary: DictionaryArray<Int32Type> = texts.into_iter().collect();
+    let arrays: [ArrayRef; 5] = [
+        Arc::new(StringArray::from(texts.to_vec())),
+        Arc::new(LargeStringArray::from(texts.to_vec())),
+        Arc::new(StringViewArray::from(texts.to_vec())),
+        Arc::new(BinaryArray::from_iter_values(texts)),
+        Arc::new(dictionary),
+    ];
+    for array in arrays {
+        let kind = array.data_type().clone();
+        let (_dir, path) = in_temporary_file(array, "text");
+        let dataset = numbers(&path, Columns::Language).unwrap();
+        assert_eq!(dataset.groups(), [2, 2, 1]);
+        assert_eq!(tokens(&dataset), [vec![8, 9], vec![], vec![10], vec![8, 9], vec![106]], "{kind}");
+    }
+}
+
+#[test]
+fn every_kind_of_id_column() {
+    fn lists<T: types::ArrowPrimitiveType>(rows: &[&[i64]]) -> [ArrayRef; 2]
+    where
+        T::Native: TryFrom<i64>,
+    {
+        let native = |id: &i64| T::Native::try_from(*id).ok();
+        let rows: Vec<Option<Vec<Option<T::Native>>>> =
+            rows.iter().map(|row| Some(row.iter().map(native).collect())).collect();
+        [
+            Arc::new(ListArray::from_iter_primitive::<T, _, _>(rows.clone())),
+            Arc::new(LargeListArray::from_iter_primitive::<T, _, _>(rows)),
+        ]
+    }
+    let rows: &[&[i64]] = &[&[7, 8], &[], &[106], &[9, 9, 9]];
+    let arrays = [
+        lists::<types::Int8Type>(rows),
+        lists::<types::UInt8Type>(rows),
+        lists::<types::Int16Type>(rows),
+        lists::<types::UInt16Type>(rows),
+        lists::<types::Int32Type>(rows),
+        lists::<types::UInt32Type>(rows),
+        lists::<types::Int64Type>(rows),
+        lists::<types::UInt64Type>(rows),
+    ];
+    for array in arrays.into_iter().flatten() {
+        let kind = array.data_type().clone();
+        let (_dir, path) = in_temporary_file(array, "input_ids");
+        let dataset = numbers(&path, Columns::Language).unwrap();
+        assert_eq!(tokens(&dataset), [vec![7, 8], vec![], vec![106], vec![9, 9, 9]], "{kind}");
+    }
+}
+
+#[test]
+fn bad_ids_name_their_row_and_spoil_no_other() {
+    let rows = vec![
+        Some(vec![Some(7), Some(8)]),
+        Some(vec![Some(7), Some(107), Some(-3)]),
+        None,
+        Some(vec![Some(7), None]),
+        Some(vec![Some(-1)]),
+        Some(vec![Some(9)]),
+    ];
+    let array = Arc::new(ListArray::from_iter_primitive::<types::Int64Type, _, _>(rows));
+    let (_dir, path) = in_temporary_file(array, "token_ids");
+    let dataset = numbers(&path, Columns::Language).unwrap();
+    for (row, reason) in
+        [(1, "token id 107 outside the vocabulary of 107"), (2, "is null"), (3, "is null"), (4, "token id -1 outside")]
+    {
+        let message = dataset.example(row).unwrap_err().to_string();
+        let address = format!("row {row} (row group {}) of", row / 2);
+        assert!(message.contains(reason) && message.contains(&address), "{message}");
+    }
+    assert_eq!(dataset.example(0).unwrap().tokens, [7, 8]);
+    assert_eq!(dataset.example(5).unwrap().tokens, [9]);
+    assert!(matches!(dataset.example(6), Err(Error::RowOutOfRange { row: 6, len: 6 })));
+}
+
+#[test]
+fn a_text_that_the_tokenizer_refuses_names_its_row() {
+    let (_dir, path) = in_temporary_file(Arc::new(StringArray::from(vec!["1", "2", "three"])), "text");
+    let message = numbers(&path, Columns::Language).unwrap().example(2).unwrap_err().to_string();
+    assert!(message.contains("row 2 (row group 1)") && message.contains("'three'"), "{message}");
+}
+
+#[test]
+fn prompts_need_both_columns_and_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("set.parquet");
+    let list = |rows: Vec<Vec<i32>>| -> ArrayRef {
+        let rows = rows.into_iter().map(|row| Some(row.into_iter().map(Some).collect::<Vec<_>>()));
+        Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(rows))
+    };
+    write(&path, vec![("input_ids", list(vec![vec![9]])), ("prompt_ids", list(vec![vec![7, 8]]))], 10);
+    let example = numbers(&path, Columns::PromptAndTarget).unwrap().example(0).unwrap();
+    assert_eq!(example, Example { prompt: vec![7, 8], tokens: vec![9] });
+
+    write(&path, vec![("input_ids", list(vec![vec![9]]))], 10);
+    let message = numbers(&path, Columns::PromptAndTarget).unwrap_err().to_string();
+    assert!(message.contains("no column 'prompt_ids'") && message.contains("'input_ids'"), "{message}");
+
+    write(&path, vec![("prompt_ids", Arc::new(Int64Array::from(vec![1]))), ("input_ids", list(vec![vec![9]]))], 10);
+    let message = numbers(&path, Columns::PromptAndTarget).unwrap_err().to_string();
+    assert!(message.contains("'prompt_ids'") && message.contains("a list of integers is needed"), "{message}");
+}
+
+#[test]
+fn the_fingerprint_follows_data_and_rules() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("set.parquet");
+    let fingerprint = |texts: Vec<&str>, max_tokens, numbers| {
+        write(&path, vec![("text", Arc::new(StringArray::from(texts)))], 10);
+        let options = ParquetOptions { max_tokens, ..options(Columns::Language) };
+        let tokenizer = Arc::new(Tokenizer::numbers(numbers));
+        ParquetDataset::open(path.to_str().unwrap(), &tokenizer, options).unwrap().fingerprint().to_owned()
+    };
+    let base = fingerprint(vec!["1", "2"], None, 10);
+    assert_eq!(base, fingerprint(vec!["1", "2"], None, 10));
+    assert_ne!(base, fingerprint(vec!["1", "3"], None, 10));
+    assert_ne!(base, fingerprint(vec!["1", "2"], Some(1), 10));
+    assert_ne!(base, fingerprint(vec!["1", "2"], None, 11));
+}
+
+#[test]
+fn settings_are_checked() {
+    let refused = |config: DataConfig| {
+        let error = config.validate().unwrap_err();
+        assert!(error.is_config());
+        error.to_string()
+    };
+    assert!(refused(DataConfig::default()).contains("data.tokenizer is not set"));
+    assert!(refused(DataConfig { threads: 0, ..bert_config() }).contains("data.threads"));
+    assert!(refused(DataConfig { max_tokens: Some(0), ..bert_config() }).contains("data.max_tokens"));
+    assert!(refused(DataConfig { window_groups: 0, ..bert_config() }).contains("data.window_groups"));
+    let tokenizer = Arc::new(bert_config().open_tokenizer().unwrap());
+    let unset = bert_config().open_split(Split::Test, &tokenizer, 1).err().unwrap();
+    assert!(unset.is_config() && unset.to_string().contains("data.test is not set"));
+    let missing = DataConfig { train: Some("no/such/place".into()), ..bert_config() };
+    let missing = missing.open_split(Split::Train, &tokenizer, 1).err().unwrap();
+    assert!(missing.is_config() && missing.to_string().contains("no/such/place"));
+    let star = DataConfig { task: Task::Star, ..DataConfig::default() };
+    star.validate().unwrap();
+    assert_eq!(star.open_tokenizer().unwrap().vocab_size(), 27);
+}

@@ -1,0 +1,77 @@
+//! The command line, as clap parses it; nothing here is checked beyond its form.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Starts and watches the ranks of ilm-worker.
+#[derive(Debug, Parser)]
+#[command(name = "ilm-launch", version)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start ranks on this machine and wait for them.
+    ///
+    /// SIGUSR1, SIGTERM and SIGINT ask the ranks to save a checkpoint and stop; a second SIGTERM or SIGINT ends
+    /// them at once.
+    Run(RunArgs),
+    /// The wrapper around one rank; `run` has it started by mpirun.
+    #[command(hide = true)]
+    Rank(RankArgs),
+}
+
+/// Arguments of `ilm-launch run`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct RunArgs {
+    /// Number of ranks.
+    #[arg(short = 'n', long = "ranks", value_name = "N")]
+    pub ranks: usize,
+    /// Which cores a rank may use.
+    #[arg(long, value_enum, default_value_t = CpuBind::None)]
+    pub cpu_bind: CpuBind,
+    /// The worker; otherwise the ilm-worker beside this executable, otherwise the one in PATH.
+    #[arg(long, value_name = "PATH")]
+    pub worker: Option<PathBuf>,
+    /// Arguments of ilm-worker; with --run-dir DIR among them the output of rank K is kept in DIR/logs/rank-K.log.
+    #[arg(last = true, value_name = "WORKER ARGUMENTS")]
+    pub worker_args: Vec<OsString>,
+}
+
+/// Which cores a rank may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CpuBind {
+    /// All of the launcher's; the worker divides them by choosing its number of threads.
+    None,
+    /// An equal share of whole cores for each rank alone.
+    Cores,
+}
+
+/// Arguments of the wrapper around one rank.
+#[derive(Debug, clap::Args)]
+pub struct RankArgs {
+    /// The launcher's named pipe.
+    #[arg(long)]
+    pub events: PathBuf,
+    /// Where `rank-K.log` goes.
+    #[arg(long)]
+    pub logs: PathBuf,
+    /// Cores of its own for each rank; 0 leaves it on all of the launcher's.
+    #[arg(long)]
+    pub cores: usize,
+    /// The worker.
+    pub worker: PathBuf,
+    /// Its arguments.
+    #[arg(last = true)]
+    pub worker_args: Vec<OsString>,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 all ranks ended well, 1 mpirun or launcher failed, 2 usage or configuration, 3 data, 4 checkpoint,
+5 communication, 6 non-finite loss, 75 preempted after saving a checkpoint, 101 panic, 128+n signal n.";

@@ -1,0 +1,72 @@
+//! What can go wrong before and around the ranks, each in one sentence.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// An error of the launcher itself; failures of ranks are an [`crate::outcome::Outcome`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `-n 0`.
+    #[error("-n 0 starts no rank; ask for 1 or more")]
+    NoRanks,
+    /// `--cpu-bind cores` with more ranks than cores.
+    #[error(
+        "--cpu-bind cores needs a core for each rank, but {ranks} ranks share {cores} usable cores; use --cpu-bind none"
+    )]
+    TooFewCores {
+        /// Ranks asked for.
+        ranks: usize,
+        /// Cores this process may use.
+        cores: usize,
+    },
+    /// No `mpirun` in PATH.
+    #[error("mpirun is not in PATH; install it with: apt install openmpi-bin")]
+    NoMpirun,
+    /// `--worker` names no executable file.
+    #[error("--worker {} is not an executable file", path.display())]
+    BadWorker {
+        /// As given.
+        path: PathBuf,
+    },
+    /// No `ilm-worker` found.
+    #[error("ilm-worker is neither in {} nor in PATH; build it with cargo build --release or name it with --worker", beside.display())]
+    NoWorker {
+        /// The launcher's own folder.
+        beside: PathBuf,
+    },
+    /// The rank wrapper was started by something that sets no rank.
+    #[error("the rank of this process is unknown: none of {variables} is set")]
+    NoRank {
+        /// The variables that were looked at.
+        variables: String,
+    },
+    /// The operating system refused something.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// A verb: "create", "start".
+        doing: &'static str,
+        /// The file or executable concerned.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// For `map_err`: "cannot `doing` `path`: ...".
+    pub fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { doing, path, source: source.into() }
+    }
+
+    /// The exit code of the launcher for this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Io { .. } | Self::NoRank { .. } => 1,
+            _ => 2,
+        }
+    }
+}
+
+/// The result of launcher functions.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,142 @@
+//! From the endings of the ranks and of mpirun to one exit code and one sentence.
+
+use crate::event::Ending;
+use nix::sys::signal::Signal;
+use std::fmt;
+
+/// Exit code of a worker that saved a checkpoint because it was asked to end.
+pub const PREEMPTED: i32 = 75;
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every rank ended well.
+    Finished,
+    /// The ranks saved a checkpoint and stopped.
+    Preempted,
+    /// This rank failed first.
+    RankFailed {
+        /// Which.
+        rank: usize,
+        /// How.
+        ending: Ending,
+    },
+    /// No rank failed, but mpirun did.
+    MpirunFailed(Ending),
+    /// The user ended it with a second signal.
+    Aborted {
+        /// The second signal.
+        signal: i32,
+    },
+}
+
+impl Outcome {
+    /// Judges a run by the endings of ranks in the order in which they came, and of mpirun.
+    ///
+    /// After the first failure mpirun sends SIGTERM to the other ranks, so a rank that ended in another way comes
+    /// before those.
+    pub fn judge(endings: &[(usize, Ending)], mpirun: Ending) -> Self {
+        let fine = [Ending::Exit(0), Ending::Exit(PREEMPTED)];
+        let terminated = [Ending::Signal(libc::SIGTERM), Ending::Exit(128 + libc::SIGTERM)];
+        let failed = || endings.iter().filter(|(_, ending)| !fine.contains(ending));
+        let first = failed().find(|(_, ending)| !terminated.contains(ending)).or_else(|| failed().next());
+        match first {
+            Some(&(rank, ending)) => Self::RankFailed { rank, ending },
+            None if mpirun != Ending::Exit(0) => Self::MpirunFailed(mpirun),
+            None if endings.iter().any(|(_, ending)| *ending == Ending::Exit(PREEMPTED)) => Self::Preempted,
+            None => Self::Finished,
+        }
+    }
+
+    /// The launcher's exit code, see the crate's table.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Finished => 0,
+            Self::Preempted => Ending::Exit(PREEMPTED).code(),
+            Self::RankFailed { ending, .. } | Self::MpirunFailed(ending) => ending.code(),
+            Self::Aborted { signal } => Ending::Signal(signal).code(),
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Finished => write!(f, "every rank ended well"),
+            Self::Preempted => write!(
+                f,
+                "stopped after saving a checkpoint (exit code 75); the same command goes on from it"
+            ),
+            Self::RankFailed { rank, ending } => write!(f, "rank {rank} failed first: {ending}"),
+            Self::MpirunFailed(ending) => write!(f, "mpirun failed, though no rank did: {ending}"),
+            Self::Aborted { signal } => {
+                write!(f, "ended by a second {} without saving", signal_name(*signal))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exit(code) => match meaning(*code) {
+                Some(meaning) => write!(f, "exit code {code} ({meaning})"),
+                None => write!(f, "exit code {code}"),
+            },
+            Self::Signal(signal) => write!(f, "killed by signal {signal} ({})", signal_name(*signal)),
+        }
+    }
+}
+
+fn meaning(code: i32) -> Option<&'static str> {
+    Some(match code {
+        2 => "usage or configuration",
+        3 => "data",
+        4 => "checkpoint",
+        5 => "communication between ranks",
+        6 => "non-finite loss",
+        PREEMPTED => "preempted",
+        101 => "panic",
+        _ => return None,
+    })
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    Signal::try_from(signal).map_or("a real-time signal", Signal::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Ending::{Exit, Signal};
+
+    #[test]
+    fn the_first_failure_is_blamed_and_not_those_mpirun_ended() {
+        let judge = |endings: &[(usize, Ending)], mpirun| Outcome::judge(endings, mpirun);
+        let failed = |rank, ending| Outcome::RankFailed { rank, ending };
+        assert_eq!(judge(&[(0, Exit(0)), (1, Exit(0))], Exit(0)), Outcome::Finished);
+        assert_eq!(judge(&[(1, Exit(75)), (0, Exit(0))], Exit(0)), Outcome::Preempted);
+        assert_eq!(judge(&[(1, Exit(75)), (0, Exit(4)), (2, Exit(5))], Exit(4)), failed(0, Exit(4)));
+        assert_eq!(judge(&[(0, Signal(15)), (2, Exit(143)), (1, Exit(3))], Exit(3)), failed(1, Exit(3)));
+        assert_eq!(judge(&[(2, Signal(15)), (0, Signal(15))], Exit(1)), failed(2, Signal(15)));
+        assert_eq!(judge(&[(0, Exit(0))], Exit(1)), Outcome::MpirunFailed(Exit(1)));
+        assert_eq!(judge(&[], Signal(9)), Outcome::MpirunFailed(Signal(9)));
+    }
+
+    #[test]
+    fn codes_and_sentences_name_code_and_signal() {
+        let killed = Outcome::RankFailed { rank: 3, ending: Signal(9) };
+        assert_eq!(
+            (killed.code(), killed.to_string().as_str()),
+            (137, "rank 3 failed first: killed by signal 9 (SIGKILL)")
+        );
+        let data = Outcome::RankFailed { rank: 0, ending: Exit(3) };
+        assert_eq!((data.code(), data.to_string().as_str()), (3, "rank 0 failed first: exit code 3 (data)"));
+        assert_eq!(Outcome::Preempted.code(), 75);
+        let aborted = Outcome::Aborted { signal: 2 };
+        assert_eq!(
+            (aborted.code(), aborted.to_string().as_str()),
+            (130, "ended by a second SIGINT without saving")
+        );
+    }
+}

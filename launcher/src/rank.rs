@@ -1,0 +1,159 @@
+//! The wrapper around the worker of one rank: it sees every line and the true ending of the worker, and neither of
+//! the two outlives the other, mpirun, or the launcher.
+
+use crate::args::RankArgs;
+use crate::error::{Error, Result};
+use crate::event::{Ending, Event, Happening, MAX_PIECE, Stream};
+use crate::outcome::PREEMPTED;
+use crate::{machine, process, session};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, getpgrp, setpgid};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+/// Where MPI and Slurm say which rank a process is.
+const RANK_VARIABLES: [&str; 4] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"];
+
+/// How long output is still read after the worker's end, in case a process it left behind holds it open.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// Runs the worker and gives the exit code for mpirun: the worker's own, or 128 + signal.
+///
+/// A preempted worker counts as ended well here, because mpirun would otherwise give the ranks that are still
+/// saving one second; the launcher gets the true code from the event.
+///
+/// # Errors
+/// The rank is unknown, or pipe, log or worker cannot be opened.
+pub fn run(args: &RankArgs) -> Result<u8> {
+    let rank = own_rank()?;
+    let reporter = Arc::new(Reporter::open(rank, args)?);
+    end_with_others(&reporter).map_err(Error::io("watch", &args.events))?;
+    if args.cores > 0 {
+        bind(rank, args.cores).map_err(Error::io("bind to its cores", &args.worker))?;
+    }
+
+    let mut command = Command::new(&args.worker);
+    command.args(&args.worker_args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    process::die_with_parent(&mut command, Signal::SIGKILL);
+    let mut worker = command.spawn().map_err(Error::io("start", &args.worker))?;
+    reporter.tell(Happening::Started);
+
+    let (reading, all_read) = mpsc::channel();
+    if let Some(output) = worker.stdout.take() {
+        forward(&reporter, Stream::Out, output, reading.clone());
+    }
+    if let Some(output) = worker.stderr.take() {
+        forward(&reporter, Stream::Err, output, reading);
+    }
+    let ending = Ending::from(worker.wait().map_err(Error::io("wait for", &args.worker))?);
+    // Nothing is ever sent: the channel closes when both outputs are read to their end.
+    let _ = all_read.recv_timeout(LAST_OUTPUT);
+    reporter.tell(Happening::Ended(ending));
+    Ok(if ending == Ending::Exit(PREEMPTED) { 0 } else { ending.code() })
+}
+
+fn own_rank() -> Result<usize> {
+    RANK_VARIABLES
+        .iter()
+        .find_map(|name| std::env::var(name).ok()?.parse().ok())
+        .ok_or_else(|| Error::NoRank { variables: RANK_VARIABLES.join(", ") })
+}
+
+/// Restricts this process, and so the worker, to the cores `rank * cores ..` of the usable ones.
+fn bind(rank: usize, cores: usize) -> nix::Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in machine::usable_cores().into_iter().skip(rank * cores).take(cores).flatten() {
+        set.set(cpu)?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set)
+}
+
+/// Ties this process and its group to mpirun and to the launcher, and keeps it alive while the worker saves.
+fn end_with_others(reporter: &Arc<Reporter>) -> io::Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // mpirun signals the whole process group, so the worker gets them by itself. The wrapper has to survive them to
+    // report its end; handlers, unlike ignored signals, are not inherited by the worker.
+    for signal in [SIGTERM, SIGINT, SIGUSR1, SIGUSR2] {
+        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
+    }
+    if getpgrp() != Pid::this() {
+        setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+    }
+    let reporter = Arc::clone(reporter);
+    thread::Builder::new().name("ilm-launch-alive".into()).spawn(move || {
+        wait_for_reader_to_go(&reporter.pipe);
+        // With the launcher gone nobody would see the worker through.
+        let _ = killpg(getpgrp(), Signal::SIGKILL);
+    })?;
+    Ok(())
+}
+
+fn wait_for_reader_to_go(pipe: &File) {
+    let mut watched = libc::pollfd { fd: pipe.as_raw_fd(), events: 0, revents: 0 };
+    loop {
+        // SAFETY: `watched` is one valid pollfd, borrowed for the call only, and its descriptor is open.
+        let ready = unsafe { libc::poll(&raw mut watched, 1, -1) };
+        if ready > 0 {
+            return;
+        }
+    }
+}
+
+/// Where the output and the state of this rank go.
+struct Reporter {
+    rank: usize,
+    pipe: File,
+    log: Mutex<File>,
+}
+
+impl Reporter {
+    fn open(rank: usize, args: &RankArgs) -> Result<Self> {
+        let path = args.logs.join(format!("rank-{rank}.log"));
+        let log =
+            OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
+        Ok(Self { rank, pipe: session::open_for_events(&args.events)?, log: Mutex::new(log) })
+    }
+
+    fn tell(&self, what: Happening) {
+        // A broken pipe means that the launcher is gone, and `end_with_others` sees to that.
+        let _ = Event { rank: self.rank, what }.send(&self.pipe);
+    }
+
+    /// Copies lines to the log and, in pieces, to the launcher until the output ends.
+    fn copy(&self, stream: Stream, output: impl Read) {
+        let mut output = BufReader::new(output);
+        loop {
+            let mut piece = Vec::new();
+            match (&mut output).take(MAX_PIECE).read_until(b'\n', &mut piece) {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            // A full disk must not stop the training: the launcher still shows the line.
+            let _ = self.log.lock().unwrap_or_else(PoisonError::into_inner).write_all(&piece);
+            let ends_line = piece.pop_if(|last| *last == b'\n').is_some();
+            self.tell(Happening::Output { stream, piece, ends_line });
+        }
+    }
+}
+
+/// Copies an output on a thread that holds `reading` for as long as it does so.
+fn forward(
+    reporter: &Arc<Reporter>,
+    stream: Stream,
+    output: impl Read + Send + 'static,
+    reading: mpsc::Sender<()>,
+) {
+    let reporter = Arc::clone(reporter);
+    thread::spawn(move || {
+        reporter.copy(stream, output);
+        drop(reading);
+    });
+}

@@ -1,0 +1,124 @@
+//! Every way in which a run can end gives the documented exit code, names the rank to blame, and leaves no process.
+
+use crate::support::{Bench, LAUNCHER, send, text, wait_until};
+use std::fs;
+use std::process::Command;
+
+#[test]
+fn exit_codes_of_the_worker_come_back() {
+    let bench = Bench::new("exit $1");
+    for code in [0, 2, 3, 4, 5, 6, 75, 101] {
+        assert_eq!(bench.run(1, &[], &[&code.to_string()]).status.code(), Some(code));
+    }
+}
+
+#[test]
+fn a_killed_rank_is_named_with_its_signal_and_last_lines() {
+    let bench =
+        Bench::new("if [ $RANK = 1 ]; then echo 'about to fail' >&2; kill -9 $$; fi\nexec sleep 1000");
+    let output = bench.run(2, &[], &["train", "--run-dir", "runs/a"]);
+    assert_eq!(output.status.code(), Some(137));
+    let report = text(&output.stderr);
+    let expected = "ilm-launch: rank 1 failed first: killed by signal 9 (SIGKILL)\n    [rank 1] about to fail\n\
+                    ilm-launch: its whole output is in runs/a/logs/rank-1.log\n";
+    assert!(report.ends_with(expected), "{report}");
+    assert_eq!(bench.read("runs/a/logs/rank-1.log"), "about to fail\n");
+}
+
+#[test]
+fn the_rank_that_failed_first_gives_the_code() {
+    let bench =
+        Bench::new("if [ $RANK = 2 ]; then exit 3; fi\ntrap 'exit 5' TERM\nwhile :; do sleep 0.1; done");
+    let output = bench.run(3, &[], &[]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("rank 2 failed first: exit code 3 (data)"));
+}
+
+#[test]
+fn an_mpi_program_that_aborts_is_named_with_its_code() {
+    let bench = Bench::new("");
+    let source = r"#include <mpi.h>
+        int main(int argc, char **argv) {
+            int rank;
+            MPI_Init(&argc, &argv);
+            MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+            MPI_Barrier(MPI_COMM_WORLD);
+            if (rank == 1) MPI_Abort(MPI_COMM_WORLD, 101);
+            for (;;) MPI_Barrier(MPI_COMM_WORLD);
+        }";
+    let file = bench.path().join("abort.c");
+    fs::write(&file, source).unwrap();
+    assert!(Command::new("mpicc").arg(&file).arg("-o").arg(bench.worker()).status().unwrap().success());
+    let output = bench.run(2, &[], &[]);
+    assert_eq!(output.status.code(), Some(101));
+    assert!(text(&output.stderr).contains("rank 1 failed first: exit code 101 (panic)"));
+}
+
+#[test]
+fn a_failure_of_mpirun_itself_is_shown_in_its_words() {
+    let bench = Bench::new("");
+    let mut command = bench.command(1, &[], &[]);
+    let output = command.env("OMPI_MCA_oob_tcp_if_include", "no-such-interface").output().unwrap();
+    assert_ne!(output.status.code(), Some(0));
+    let report = text(&output.stderr);
+    assert!(report.contains("mpirun failed, though no rank did: exit code"), "{report}");
+    assert!(report.contains("no-such-interface"), "{report}");
+}
+
+#[test]
+fn nothing_survives_a_killed_launcher() {
+    // The second sleep belongs to neither launcher nor mpirun but to the script.
+    let bench = Bench::new("sleep 1000 &\necho >> ready\nsleep 1000");
+    let mut launcher = bench.start(2);
+    launcher.kill().unwrap();
+    launcher.wait().unwrap();
+    wait_until("all processes are gone", || bench.processes().is_empty());
+}
+
+#[test]
+fn nothing_survives_a_killed_mpirun() {
+    let bench = Bench::new("setsid sleep 1000 &\necho >> ready\nexec sleep 1000");
+    let launcher = bench.start(2);
+    let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let mpirun = bench.processes().into_iter().find(|&pid| matches!(name(pid).trim(), "mpirun" | "orterun"));
+    send("-KILL", mpirun.expect("mpirun runs"));
+    let output = launcher.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(137));
+    assert!(text(&output.stderr).contains("mpirun failed, though no rank did: killed by signal 9 (SIGKILL)"));
+    assert_eq!(bench.processes(), Vec::<u32>::new());
+}
+
+#[test]
+fn what_a_worker_leaves_behind_is_ended() {
+    let bench = Bench::new("setsid sleep 1000 >/dev/null 2>&1 &\nsetsid sleep 1000 &\nexit 0");
+    assert_eq!(bench.run(2, &[], &[]).status.code(), Some(0));
+}
+
+#[test]
+fn errors_of_the_command_line_are_one_sentence_and_code_2() {
+    let bench = Bench::new("");
+    let check = |command: &mut Command, message: &str| {
+        let output = command.output().unwrap();
+        assert_eq!(
+            (output.status.code(), text(&output.stderr)),
+            (Some(2), format!("ilm-launch: {message}\n"))
+        );
+    };
+    check(&mut bench.command(0, &[], &[]), "-n 0 starts no rank; ask for 1 or more");
+    check(
+        bench.command(1, &[], &[]).env("PATH", bench.path()),
+        "mpirun is not in PATH; install it with: apt install openmpi-bin",
+    );
+    check(
+        Command::new(LAUNCHER).args(["run", "-n", "1", "--worker", "no/worker"]),
+        "--worker no/worker is not an executable file",
+    );
+    // A copy, so that no ilm-worker built beside it is found.
+    let copy = bench.path().join("ilm-launch");
+    fs::copy(LAUNCHER, &copy).unwrap();
+    let missing = format!(
+        "ilm-worker is neither in {} nor in PATH; build it with cargo build --release or name it with --worker",
+        bench.path().display()
+    );
+    check(Command::new(&copy).args(["run", "-n", "1"]), &missing);
+}

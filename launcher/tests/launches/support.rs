@@ -1,0 +1,106 @@
+//! A launch in a folder of its own, whose processes are all known by an environment variable they inherit.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Nothing here should take longer, however busy the machine is.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub const LAUNCHER: &str = env!("CARGO_BIN_EXE_ilm-launch");
+
+pub struct Bench {
+    folder: TempDir,
+}
+
+impl Bench {
+    /// A folder with the shell script `worker`, in which `$RANK` is the rank.
+    pub fn new(worker: &str) -> Self {
+        let bench = Self { folder: TempDir::new().unwrap() };
+        let script = format!("#!/bin/bash\nRANK=$OMPI_COMM_WORLD_RANK\n{worker}\n");
+        fs::write(bench.worker(), script).unwrap();
+        make_executable(&bench.worker());
+        bench
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn worker(&self) -> PathBuf {
+        self.path().join("worker.sh")
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path().join(name)).unwrap_or_default()
+    }
+
+    /// `ilm-launch run -n RANKS OPTIONS.. --worker SCRIPT -- WORKER_ARGS..` in the folder.
+    pub fn command(&self, ranks: usize, options: &[&str], worker_args: &[&str]) -> Command {
+        let mut command = Command::new(LAUNCHER);
+        command.args(["run", "-n", &ranks.to_string()]).args(options);
+        command.arg("--worker").arg(self.worker()).arg("--").args(worker_args);
+        command.current_dir(self.path()).env("ILM_LAUNCH_TEST", self.path());
+        command.env("TMPDIR", self.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs to the end, and checks that no process is left.
+    pub fn run(&self, ranks: usize, options: &[&str], worker_args: &[&str]) -> Output {
+        let output = self.command(ranks, options, worker_args).output().unwrap();
+        assert_eq!(self.processes(), Vec::<u32>::new(), "processes are left");
+        output
+    }
+
+    /// Starts a run whose ranks each write a line to the file `ready` when they are, and waits for that.
+    pub fn start(&self, ranks: usize) -> Child {
+        let mut command = self.command(ranks, &[], &[]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_until("the ranks are ready", || self.read("ready").lines().count() == ranks);
+        child
+    }
+
+    /// Live processes of this launch, the launcher included; zombies have no environment any more.
+    pub fn processes(&self) -> Vec<u32> {
+        let mark = format!("ILM_LAUNCH_TEST={}", self.path().display());
+        let has_mark = |pid: &u32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes())
+        };
+        let entries = fs::read_dir("/proc").unwrap();
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter(has_mark).collect()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // A failed test must not leave processes either.
+        for pid in self.processes() {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+pub fn make_executable(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+pub fn send(signal: &str, pid: u32) {
+    assert!(Command::new("kill").arg(signal).arg(pid.to_string()).status().unwrap().success());
+}
+
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}

@@ -1,0 +1,53 @@
+//! Every way a call into this crate can fail, each as one sentence that says what, where and what to do.
+
+use tch::TchError;
+
+/// Result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong; nothing in this crate panics on bad input.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting of section `model`, `loss` or `predictor` is out of range.
+    #[error("{0}")]
+    Config(String),
+    /// A batch breaks the layout that [`crate::Batch`] describes.
+    #[error("the batch is malformed at {place}: {problem}")]
+    Batch {
+        /// Row, token or target entry.
+        place: String,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// A prompt cannot be continued.
+    #[error("the prompt of example {id} is malformed: {problem}")]
+    Prompt {
+        /// The example's id.
+        id: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A parameter was asked for by a name the model does not have.
+    #[error("the model has no parameter '{0}'; its names are those of its parameter layout")]
+    UnknownParameter(String),
+    /// Values for a parameter have the wrong count.
+    #[error("parameter '{name}' has {expected} values but {found} were given")]
+    ParameterSize {
+        /// The parameter.
+        name: String,
+        /// Its number of elements.
+        expected: usize,
+        /// What the caller gave.
+        found: usize,
+    },
+    /// libtorch refused an operation (out of memory, mostly).
+    #[error("libtorch failed: {0}")]
+    Torch(#[from] TchError),
+}
+
+impl Error {
+    /// True if the user's settings are to blame, false if data or the machine is.
+    pub fn is_config(&self) -> bool {
+        matches!(self, Self::Config(_))
+    }
+}

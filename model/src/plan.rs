@@ -1,0 +1,200 @@
+//! How a micro-batch is computed: rows sorted by length, and cut into buckets that attend together.
+
+use tch::{Kind, Tensor};
+
+use crate::batch::Batch;
+use crate::error::Result;
+
+/// A batch on the device, its rows sorted by length (stable), with the way back to the caller's order.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// The caller's row at each sorted place.
+    pub(crate) order: Vec<usize>,
+    /// [B + 1] of the sorted rows.
+    pub(crate) row_ptr: Vec<i64>,
+    /// [N] token ids, sorted rows.
+    pub(crate) tokens: Tensor,
+    /// [N] positions, sorted rows.
+    pub(crate) positions: Tensor,
+    /// [B] packed index of each sorted row's CLS.
+    pub(crate) cls: Vec<i64>,
+    /// Rows that attend together; they cover all rows in order.
+    pub(crate) buckets: Vec<Bucket>,
+    /// Sorted packed index of each of the caller's tokens; none if the rows came sorted.
+    pub(crate) restore: Option<Tensor>,
+}
+
+impl Plan {
+    /// Positions that attention computes, its padding included.
+    pub(crate) fn computed_positions(&self) -> i64 {
+        self.buckets.iter().map(|bucket| bucket.rows * bucket.width).sum()
+    }
+
+    /// Plans a validated batch for `heads` attention heads.
+    pub(crate) fn new(batch: &Batch, heads: i64) -> Result<Self> {
+        let mut order: Vec<usize> = (0..batch.rows()).collect();
+        order.sort_by_key(|&row| batch.row(row).len());
+        let sorted = order.iter().enumerate().all(|(place, &row)| place == row);
+        let mut row_ptr = vec![0];
+        let mut cls = Vec::with_capacity(order.len());
+        let mut source = Vec::with_capacity(batch.visible());
+        for &row in &order {
+            cls.push(source.len() as i64 + batch.cls[row]);
+            source.extend(batch.row(row));
+            row_ptr.push(source.len() as i64);
+        }
+        let pick = |values: &[i64]| -> Result<Tensor> {
+            let values: Vec<i64> = source.iter().map(|&token| values[token]).collect();
+            Ok(Tensor::f_from_slice(&values)?)
+        };
+        let (tokens, positions) = (pick(batch.tokens)?, pick(batch.positions)?);
+        let buckets = cut(&row_ptr, heads)
+            .into_iter()
+            .map(|rows| Bucket::new(&row_ptr[rows.start..=rows.end]))
+            .collect::<Result<_>>()?;
+        let restore = (!sorted).then(|| Tensor::f_from_slice(&invert(&source))).transpose()?;
+        Ok(Self { order, row_ptr, tokens, positions, cls, buckets, restore })
+    }
+
+    /// Per-row values in sorted order, put into the caller's.
+    pub(crate) fn unsort<T: Copy + Default>(&self, sorted: &[T]) -> Vec<T> {
+        let mut values = vec![T::default(); sorted.len()];
+        for (&row, &value) in self.order.iter().zip(sorted) {
+            values[row] = value;
+        }
+        values
+    }
+}
+
+fn invert(source: &[usize]) -> Vec<i64> {
+    let mut places = vec![0; source.len()];
+    for (place, &token) in source.iter().enumerate() {
+        places[token] = place as i64;
+    }
+    places
+}
+
+/// Consecutive rows whose attention is one dense computation of `rows` x `width` places.
+#[derive(Debug)]
+pub(crate) struct Bucket {
+    /// First packed token.
+    pub(crate) start: i64,
+    /// Packed tokens.
+    pub(crate) tokens: i64,
+    /// Rows.
+    pub(crate) rows: i64,
+    /// Length of the longest row.
+    pub(crate) width: i64,
+    /// Present if the rows differ in length.
+    pub(crate) padding: Option<Padding>,
+}
+
+/// How a bucket's packed tokens lie in its padded places.
+#[derive(Debug)]
+pub(crate) struct Padding {
+    /// [rows * width] token of each place within the bucket; padding repeats the row's first token.
+    pub(crate) token_of_place: Tensor,
+    /// [tokens] place of each token.
+    pub(crate) place_of_token: Tensor,
+    /// [rows, 1, 1, width] true where a key is a token.
+    pub(crate) keys: Tensor,
+}
+
+impl Bucket {
+    /// From the row pointers of its rows and of the row behind.
+    fn new(row_ptr: &[i64]) -> Result<Self> {
+        let start = row_ptr[0];
+        let rows = row_ptr.len() as i64 - 1;
+        let tokens = row_ptr[row_ptr.len() - 1] - start;
+        let width = row_ptr.windows(2).map(|row| row[1] - row[0]).max().unwrap_or(0);
+        let padding = if tokens == rows * width { None } else { Some(Padding::new(row_ptr, width)?) };
+        Ok(Self { start, tokens, rows, width, padding })
+    }
+}
+
+impl Padding {
+    fn new(row_ptr: &[i64], width: i64) -> Result<Self> {
+        let (mut token_of_place, mut place_of_token, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+        for row in row_ptr.windows(2) {
+            let (first, len) = (row[0] - row_ptr[0], row[1] - row[0]);
+            for column in 0..width {
+                let real = column < len;
+                if real {
+                    place_of_token.push(token_of_place.len() as i64);
+                }
+                token_of_place.push(if real { first + column } else { first });
+                keys.push(real);
+            }
+        }
+        let rows = row_ptr.len() as i64 - 1;
+        Ok(Self {
+            token_of_place: Tensor::f_from_slice(&token_of_place)?,
+            place_of_token: Tensor::f_from_slice(&place_of_token)?,
+            keys: Tensor::f_from_slice(&keys)?.f_to_kind(Kind::Bool)?.f_view([rows, 1, 1, width])?,
+        })
+    }
+}
+
+/// What one more bucket costs, in attention scores computed for one head.
+const BUCKET_COST: i64 = 40_000;
+
+/// Cuts sorted rows into buckets: of all ways that keep rows of equal length together, the one with the least scores
+/// computed plus [`BUCKET_COST`] for each bucket.
+fn cut(row_ptr: &[i64], heads: i64) -> Vec<std::ops::Range<usize>> {
+    let lengths: Vec<i64> = row_ptr.windows(2).map(|row| row[1] - row[0]).collect();
+    let mut ends: Vec<usize> = (1..lengths.len()).filter(|&row| lengths[row - 1] != lengths[row]).collect();
+    ends.push(lengths.len());
+    let begin = |group: usize| if group == 0 { 0 } else { ends[group - 1] };
+    // best[g] = (least cost of the groups before g, first group of the last bucket)
+    let mut best = vec![(0i64, 0usize)];
+    for last in 0..ends.len() {
+        let width = lengths[ends[last] - 1];
+        let candidate = (0..=last)
+            .map(|first| {
+                let rows = (ends[last] - begin(first)) as i64;
+                (best[first].0 + BUCKET_COST + rows * heads * width * width, first)
+            })
+            .min()
+            .unwrap_or((0, last));
+        best.push(candidate);
+    }
+    let mut buckets = Vec::new();
+    let mut end = ends.len();
+    while end > 0 {
+        let first = best[end].1;
+        buckets.push(begin(first)..ends[end - 1]);
+        end = first;
+    }
+    buckets.reverse();
+    buckets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pointers(lengths: &[i64]) -> Vec<i64> {
+        let mut pointers = vec![0];
+        for length in lengths {
+            pointers.push(pointers[pointers.len() - 1] + length);
+        }
+        pointers
+    }
+
+    #[test]
+    fn close_lengths_share_a_bucket_and_distant_ones_do_not() {
+        assert_eq!(cut(&pointers(&[5, 5, 6, 7]), 4), vec![0..4]);
+        let mut lengths = vec![10; 50];
+        lengths.extend([200; 50]);
+        assert_eq!(cut(&pointers(&lengths), 4), vec![0..50, 50..100]);
+    }
+
+    #[test]
+    fn buckets_cover_all_rows_in_order() {
+        let lengths: Vec<i64> = (1..300).map(|row| 1 + row * row / 500).collect();
+        let buckets = cut(&pointers(&lengths), 8);
+        assert_eq!((buckets[0].start, buckets[buckets.len() - 1].end), (0, lengths.len()));
+        assert!(buckets.windows(2).all(|pair| pair[0].end == pair[1].start));
+        assert!(buckets.len() > 1);
+    }
+}

@@ -1,0 +1,97 @@
+//! The binary losses, their parts and every gradient against the reference, and accumulation over two micro-batches.
+
+mod common;
+
+use common::{Golden, Packed, assert_close, load_model, manifest, relative_error, shape_of};
+use ilm_model::{LossConfig, StoppingModel};
+
+fn model() -> StoppingModel {
+    let file = "model_rotary_stopping.safetensors";
+    load_model(shape_of(&manifest(file)["kwargs"]), &Golden::open(file))
+}
+
+fn batch_of(golden: &Golden) -> Packed {
+    let ids = golden.get("batch.input_ids");
+    Packed::from_padded(
+        ids.shape[1],
+        &ids.ints,
+        golden.ints("batch.attention_mask"),
+        None,
+        golden.ints("batch.cls_position"),
+        golden.ints("batch.target_ids.dense"),
+    )
+}
+
+fn check_grads(model: &StoppingModel, golden: &Golden) {
+    let mut checked = 0;
+    for (name, expected) in golden.under("grad.") {
+        let range = model.arena().layout().entry(name).unwrap().range();
+        let error = relative_error(&model.arena().grads()[range], &expected.floats);
+        assert!(error <= 1e-5, "{name}: relative error {error}");
+        checked += 1;
+    }
+    assert_eq!(checked, model.arena().layout().entries().len());
+}
+
+fn check(file: &str) {
+    let golden = Golden::open(file);
+    let kwargs = manifest(file)["loss_kwargs"].take();
+    let loss = LossConfig {
+        length_loss_weight: kwargs["length_loss_weight"].as_f64().unwrap_or(1.0),
+        stopping_class_weight: kwargs["stopping_class_weight"].as_f64(),
+        ..LossConfig::default()
+    };
+    let packed = batch_of(&golden);
+    let mut model = model();
+    let scale = 1.0 / packed.cls.len() as f64;
+    let parts = model.forward_backward(&packed.batch(), &loss, scale, None, &mut |_| {}).unwrap();
+
+    let as_f32 = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<f32>>();
+    assert_close("ce", &as_f32(&parts.ce), golden.floats("out.per_example_ce"), 1e-5, 1e-5);
+    assert_close("length", &as_f32(&parts.length), golden.floats("out.per_example_length_loss"), 1e-5, 1e-5);
+    assert_close("stop", parts.stop_logits.as_flattened(), golden.floats("out.length_logits"), 1e-5, 1e-5);
+    assert_close("loss", &[(parts.loss_sum() * scale) as f32], golden.floats("out.loss"), 1e-5, 1e-5);
+    let drops = golden.get("out.n_drops");
+    let expected: Vec<i64> = drops.ints.chunks(drops.shape[1]).map(|row| row.iter().sum()).collect();
+    assert_eq!(parts.n_drops, expected);
+    check_grads(&model, &golden);
+
+    let without = model.loss(&packed.batch(), &loss).unwrap();
+    assert_close("loss alone", &as_f32(&without.ce), &as_f32(&parts.ce), 1e-6, 1e-6);
+    assert_close("loss alone", &as_f32(&without.length), &as_f32(&parts.length), 1e-6, 1e-6);
+}
+
+#[test]
+fn golden_loss_plain() {
+    check("loss_binary_plain.safetensors");
+}
+
+#[test]
+fn golden_loss_weighted_seq2seq() {
+    check("loss_binary_weighted_seq2seq.safetensors");
+}
+
+#[test]
+fn golden_loss_owt_weights() {
+    check("loss_binary_owt_weights.safetensors");
+}
+
+#[test]
+fn golden_loss_zero_drops_only() {
+    check("loss_binary_zero_drops_only.safetensors");
+}
+
+#[test]
+fn golden_grad_accumulation() {
+    let golden = Golden::open("grad_accumulation.safetensors");
+    let mut model = model();
+    let loss = LossConfig::default();
+    for file in ["loss_binary_plain.safetensors", "loss_binary_weighted_seq2seq.safetensors"] {
+        let packed = batch_of(&Golden::open(file));
+        let scale = 0.5 / packed.cls.len() as f64;
+        model.forward_backward(&packed.batch(), &loss, scale, None, &mut |_| {}).unwrap();
+    }
+    check_grads(&model, &golden);
+    let norm = model.arena().grads().iter().map(|&grad| f64::from(grad).powi(2)).sum::<f64>().sqrt();
+    assert_close("norm", &[norm as f32], golden.floats("grad_norm"), 1e-6, 1e-5);
+}

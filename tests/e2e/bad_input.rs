@@ -1,0 +1,143 @@
+//! Damaged or odd input: one sentence, the right exit code, no backtrace, nothing lost.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use test_support::data_dir;
+
+use crate::program::{
+    Finished, checkpoint_path, checkpoint_steps, figures, program, run, tiny_star, worker,
+};
+
+const CONFIG: i32 = 2;
+const DATA: i32 = 3;
+const CHECKPOINT: i32 = 4;
+
+fn tokenizer() -> String {
+    data_dir().join("tokenizers/bert-base-uncased/tokenizer.json").display().to_string()
+}
+
+fn train_on(file: &Path, run_dir: &Path, tokenizer: &str) -> Finished {
+    let mut command = worker();
+    command.args(["--experiment", "lm1b_ilm", "model=rotary_tiny", "trainer.threads=1"]);
+    command.args(["per_device_batch_size=16", "global_batch_size=64", "trainer.max_steps=7", "block_size=32"]);
+    command.arg(format!("data.train={}", file.display())).arg(format!("data.tokenizer={tokenizer}"));
+    run(command.arg("--run-dir").arg(run_dir))
+}
+
+/// Seven steps of 64 see every row of every file at least once.
+#[test]
+fn every_damaged_file_has_its_sentence() {
+    let cases: [(&str, i32, &[&str]); 17] = [
+        ("truncated", DATA, &["truncated.parquet"]),
+        ("zero_byte", DATA, &["zero_byte.parquet"]),
+        ("not_parquet", DATA, &["not_parquet.parquet"]),
+        ("wrong_column", DATA, &["wrong_column.parquet", "content"]),
+        ("wrong_type", DATA, &["wrong_type.parquet", "text"]),
+        ("wrong_type_list", DATA, &["wrong_type_list.parquet", "text"]),
+        ("null_texts", DATA, &["null_texts.parquet", "row group", "row"]),
+        ("empty_strings", 0, &[]),
+        ("invalid_utf8_binary", DATA, &["invalid_utf8_binary.parquet"]),
+        ("invalid_utf8_string", DATA, &["invalid_utf8_string.parquet", "row group"]),
+        ("huge_document", 0, &[]),
+        ("bad_footer_magic", DATA, &["bad_footer_magic.parquet"]),
+        ("bad_footer_length", DATA, &["bad_footer_length.parquet"]),
+        ("corrupt_footer_metadata", DATA, &["corrupt_footer_metadata.parquet"]),
+        ("corrupt_page_data", DATA, &["corrupt_page_data.parquet", "row group 1"]),
+        ("corrupt_page_crc", DATA, &["corrupt_page_crc.parquet", "row group 1"]),
+        ("no_rows", DATA, &["no_rows.parquet"]),
+    ];
+    for (name, code, parts) in cases {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = data_dir().join(format!("bad/{name}.parquet"));
+        let finished = train_on(&file, folder.path(), &tokenizer());
+        assert_eq!(finished.code, code, "{name}\n{}\n{}", finished.stdout, finished.stderr);
+        if code != 0 {
+            let sentence = finished.sentence();
+            assert!(parts.iter().all(|part| sentence.contains(part)), "{name}: {sentence}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_or_broken_tokenizer_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let good = data_dir().join("lm1b-mini/train-00000-of-00008.parquet");
+    let sentence = train_on(&good, folder.path(), "/does/not/exist.json").expect(CONFIG).sentence();
+    assert!(sentence.contains("/does/not/exist.json"), "{sentence}");
+    let broken = folder.path().join("tokenizer.json");
+    fs::write(&broken, "{ not json").expect("a writable folder");
+    let finished = train_on(&good, folder.path(), &broken.display().to_string());
+    assert!([CONFIG, DATA].contains(&finished.code), "{}", finished.stderr);
+    assert!(finished.sentence().contains("tokenizer.json"));
+}
+
+fn train_star(run_dir: &Path, settings: &[&str]) -> Finished {
+    run(worker().args(tiny_star(run_dir)).args(["trainer.max_steps=6", "checkpoint.every_n_steps=2"]).args(settings))
+}
+
+#[test]
+fn a_vocabulary_that_is_not_the_checkpoints_is_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    train_star(folder.path(), &[]).expect(0);
+    let sentence = train_star(folder.path(), &["data.star.num_nodes=30"]).expect(CHECKPOINT).sentence();
+    assert!(sentence.contains("27") && sentence.contains("37"), "{sentence}");
+    let sentence = train_star(folder.path(), &["model.dim_feedforward=48"]).expect(CHECKPOINT).sentence();
+    assert!(sentence.contains("does not fit"), "{sentence}");
+    let sentence = train_star(folder.path(), &["data.star.train_size=70"]).expect(CHECKPOINT).sentence();
+    assert!(sentence.contains("training data"), "{sentence}");
+    let sentence = train_star(folder.path(), &["seed=5"]).expect(CHECKPOINT).sentence();
+    assert!(sentence.contains("seed"), "{sentence}");
+}
+
+#[test]
+fn a_flipped_byte_falls_back_to_the_older_checkpoint() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    train_star(folder.path(), &[]).expect(0);
+    let before = figures(folder.path(), "loss");
+    let shard = checkpoint_path(folder.path(), 6).join("rank-00000.safetensors");
+    let mut bytes = fs::read(&shard).expect("the shard is there");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&shard, bytes).expect("the shard can be written");
+
+    let finished = train_star(folder.path(), &[]).expect(0);
+    assert!(finished.stderr.contains("step-000000006") && finished.stderr.contains("passing over"), "{}", finished.stderr);
+    assert!(finished.stdout.contains("step-000000004"), "{}", finished.stdout);
+    assert_eq!(figures(folder.path(), "loss"), before, "steps 5 and 6 are the same again");
+    assert_eq!(checkpoint_steps(folder.path()).last(), Some(&6), "the damaged one is replaced");
+}
+
+/// Runs the worker with a small file system of its own, set up by a shell line, as its run directory.
+fn on_small_disk(setup: &str, folder: &Path) -> Finished {
+    let mut line = format!("set -e; D='{}'; {setup}; exec '{}'", folder.display(), program("ilm-worker").display());
+    for argument in tiny_star(folder) {
+        line.push_str(&format!(" '{argument}'"));
+    }
+    line.push_str(" trainer.max_steps=6 checkpoint.every_n_steps=2");
+    // A mount namespace of its own: the mount goes away with the process.
+    run(Command::new("unshare").args(["--mount", "--map-root-user", "sh", "-c", &line]))
+}
+
+#[test]
+fn a_full_disk_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let sentence = on_small_disk("mount -t tmpfs -o size=128k none \"$D\"", folder.path()).expect(CHECKPOINT).sentence();
+    assert!(sentence.contains("checkpoints") && sentence.to_lowercase().contains("space"), "{sentence}");
+}
+
+#[test]
+fn a_read_only_disk_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let sentence = on_small_disk("mount -t tmpfs -o ro none \"$D\"", folder.path()).expect(CHECKPOINT).sentence();
+    assert!(sentence.to_lowercase().contains("read-only"), "{sentence}");
+}
+
+#[test]
+fn evaluation_without_a_run_is_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let finished = run(worker().arg("evaluate").arg("--run-dir").arg(folder.path().join("none")));
+    assert!([CONFIG, CHECKPOINT].contains(&finished.code));
+    assert!(finished.sentence().contains("none"));
+}

@@ -1,0 +1,62 @@
+//! The evaluation job reads a checkpoint and measures every row of a split.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::program::{ranks, run, tiny_star};
+
+fn train(run_dir: &Path) {
+    let mut command = ranks(1);
+    command.args(tiny_star(run_dir)).args(["trainer.max_steps=10", "data.star.test_size=21"]);
+    run(&mut command).expect(0);
+}
+
+fn evaluate(world_size: usize, run_dir: &Path, extra: &[&str]) -> Value {
+    let mut command = ranks(world_size);
+    command.arg("evaluate").arg("--run-dir").arg(run_dir).args(extra);
+    let finished = run(&mut command).expect(0);
+    assert!(finished.stdout.contains("exact match"), "{}", finished.stdout);
+    let report = fs::read_to_string(run_dir.join("evaluations/step-000000010-test.json"));
+    serde_json::from_str(&report.expect("the report is written")).expect("the report is JSON")
+}
+
+#[test]
+fn every_row_counts_once_whatever_the_number_of_ranks() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    train(folder.path());
+    let one = evaluate(1, folder.path(), &[]);
+    // 21 rows in batches of 4: the last one is not full.
+    assert_eq!(one["examples"], 21);
+    let two = evaluate(2, folder.path(), &[]);
+    assert_eq!(two["examples"], 21);
+    for name in ["loss", "token_ce", "stop_loss"] {
+        let (one, two) = (one[name].as_f64().expect("a number"), two[name].as_f64().expect("a number"));
+        assert!((one - two).abs() < 1e-6 * one.abs(), "{name}: {one} {two}");
+    }
+    assert_eq!(one["exact_match"], two["exact_match"]);
+    assert_eq!(one["token_accuracy"], two["token_accuracy"]);
+}
+
+#[test]
+fn averaged_and_raw_weights_differ() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    train(folder.path());
+    let averaged = evaluate(1, folder.path(), &[]);
+    let raw = evaluate(1, folder.path(), &["--raw-weights"]);
+    assert_ne!(averaged["loss"], raw["loss"]);
+}
+
+#[test]
+fn validation_during_training_is_written() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut command = ranks(2);
+    command.args(tiny_star(folder.path()));
+    command.args(["trainer.max_steps=4", "trainer.val_check_interval=2", "data.star.validation_size=10"]);
+    run(&mut command).expect(0);
+    let lines = fs::read_to_string(folder.path().join("validation.jsonl")).expect("validation.jsonl is written");
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.iter().map(|line| line["step"].as_u64()).collect::<Vec<_>>(), [Some(2), Some(4)]);
+    assert!(lines.iter().all(|line| line["examples"] == 10 && line["loss"].as_f64() > Some(0.0)));
+}

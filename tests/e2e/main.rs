@@ -1,0 +1,13 @@
+//! End-to-end tests: the real programs, real `mpirun`, real kills. `cargo build --release --workspace --bins` first.
+
+mod bad_input;
+mod elastic;
+mod evaluation;
+mod interface;
+mod launcher;
+mod program;
+mod resume;
+mod slurm;
+mod stopping;
+mod text;
+mod workspace;

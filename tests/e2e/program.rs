@@ -1,0 +1,196 @@
+//! Starting the programs under test and looking at what they leave behind.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// No step of a test may take longer; a hang then fails the test instead of blocking it.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What a finished program said.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Fails the test unless the program ended with `code`.
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "\n--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// The single line that a mistake of the user is answered with.
+    pub fn sentence(&self) -> String {
+        assert!(!self.stderr.contains("panicked") && !self.stderr.contains("stack backtrace"), "{}", self.stderr);
+        let errors: Vec<&str> = self.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "one sentence expected\n--- stderr\n{}", self.stderr);
+        errors[0].to_string()
+    }
+}
+
+/// A program built by the workspace.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the test knows its own path");
+    let target = test.ancestors().nth(2).expect("tests lie in target/<profile>/deps");
+    let path = target.join(name);
+    assert!(path.exists(), "{} is missing: run `cargo build --release --workspace --bins`", path.display());
+    path
+}
+
+/// `ilm-worker` started plainly. One thread, so that tests side by side do not fight for cores.
+pub fn worker() -> Command {
+    clean(Command::new(program("ilm-worker")))
+}
+
+/// `ilm-worker` on `ranks` ranks.
+pub fn mpirun(ranks: usize) -> Command {
+    let mut command = clean(Command::new("mpirun"));
+    command.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
+    command.arg(program("ilm-worker"));
+    command
+}
+
+/// `ilm-worker` on `ranks` ranks, without mpirun for one.
+pub fn ranks(ranks: usize) -> Command {
+    if ranks == 1 { worker() } else { mpirun(ranks) }
+}
+
+fn clean(mut command: Command) -> Command {
+    command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE");
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command.env("OMPI_MCA_rmaps_base_oversubscribe", "1");
+    command.env("OMPI_MCA_oob_tcp_if_include", "lo").env("OMPI_MCA_btl_tcp_if_include", "lo");
+    command
+}
+
+/// Settings of the smallest run that has everything: a tiny model on the easy star graphs.
+pub fn tiny_star(run_dir: &Path) -> Vec<String> {
+    let settings = [
+        "--experiment",
+        "star_easy_ilm",
+        "model=rotary_tiny",
+        "optimizer.lr=1e-3",
+        "trainer.threads=1",
+        "trainer.log_every_n_steps=1",
+        "per_device_batch_size=4",
+        "global_batch_size=8",
+        "--run-dir",
+    ];
+    settings.iter().map(ToString::to_string).chain([run_dir.display().to_string()]).collect()
+}
+
+/// Runs to the end.
+pub fn run(command: &mut Command) -> Finished {
+    wait(start(command))
+}
+
+/// Starts without waiting; the output is collected by [`wait`].
+pub fn start(command: &mut Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
+}
+
+/// Waits for the end of a started program.
+pub fn wait(child: Child) -> Finished {
+    let id = child.id();
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || send.send(child.wait_with_output()));
+    let output = receive.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        kill("KILL", id);
+        panic!("process {id} did not end within {PATIENCE:?}");
+    });
+    let output = output.expect("a child's output can be read");
+    Finished {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Sends a signal to a process that a test has started.
+pub fn kill(signal: &str, id: u32) {
+    let status = Command::new("kill").args([&format!("-{signal}"), &id.to_string()]).status();
+    assert!(status.is_ok_and(|status| status.success()), "cannot send {signal} to {id}");
+}
+
+/// Process ids of the direct children of `parent`.
+pub fn children(parent: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").expect("/proc is there");
+    let parent_of = |id: u32| -> Option<u32> {
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    };
+    let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    ids.filter(|&id| parent_of(id) == Some(parent)).collect()
+}
+
+/// Polls until `ready` holds; fails the test if it never does.
+pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !ready() {
+        assert!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// The lines of `metrics.jsonl`.
+pub fn metrics(run_dir: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// Finished steps according to `metrics.jsonl`.
+pub fn last_step(run_dir: &Path) -> u64 {
+    metrics(run_dir).last().map_or(0, |line| line["step"].as_u64().expect("every line has a step"))
+}
+
+/// One figure of every step.
+pub fn figures(run_dir: &Path, name: &str) -> Vec<f64> {
+    metrics(run_dir).iter().map(|line| line[name].as_f64().unwrap_or_else(|| panic!("no {name}"))).collect()
+}
+
+/// Steps of the committed checkpoints, ascending.
+pub fn checkpoint_steps(run_dir: &Path) -> Vec<u64> {
+    let mut steps: Vec<u64> = fs::read_dir(run_dir.join("checkpoints"))
+        .map(|entries| {
+            let name = |entry: std::io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
+            entries.filter_map(name).filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect()
+        })
+        .unwrap_or_default();
+    steps.sort_unstable();
+    steps
+}
+
+/// Folder of one checkpoint.
+pub fn checkpoint_path(run_dir: &Path, step: u64) -> PathBuf {
+    run_dir.join(format!("checkpoints/step-{step:09}"))
+}
+
+/// Every section of a checkpoint, its ranks' slices joined: equal maps mean equal bits.
+pub fn checkpoint_bits(run_dir: &Path, step: u64) -> BTreeMap<String, Vec<u8>> {
+    let folder = checkpoint_path(run_dir, step);
+    let mut shards: Vec<PathBuf> = fs::read_dir(&folder)
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .map(|entry| entry.expect("readable folder").path())
+        .filter(|path| path.extension() == Some(OsStr::new("safetensors")))
+        .collect();
+    shards.sort();
+    let mut sections: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for shard in shards {
+        let bytes = fs::read(shard).expect("readable shard");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("valid safetensors");
+        for (name, tensor) in tensors.iter() {
+            sections.entry(name.to_string()).or_default().extend(tensor.data());
+        }
+    }
+    sections
+}

@@ -1,0 +1,171 @@
+//! The command line of `ilm-worker`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Trains and evaluates insertion language models.
+#[derive(Debug, Parser)]
+#[command(name = "ilm-worker", version, about, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What to do; `train` if left out.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  ilm-worker --experiment star_easy_ilm model=rotary_mini trainer.max_steps=2000
+  mpirun -n 8 ilm-worker --experiment owt_ilm data.train=DIR data.tokenizer=tokenizer.json
+  ilm-worker evaluate --run-dir runs/star_easy_ilm
+
+Exit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint or run directory, 5 communication,
+6 loss not finite, 75 stopped by a signal after saving (start again to go on).";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Trains an experiment; a run directory that holds checkpoints is resumed.
+    Train(TrainArgs),
+    /// Measures a checkpoint: losses, and exact match where the task has answers.
+    Evaluate(EvaluateArgs),
+    /// Lists the experiments.
+    Experiments(ConfigDirArgs),
+    /// Prints every resolved value of an experiment with its origin.
+    Config(ExperimentArgs),
+    /// Writes the generated graphs of a star experiment as Parquet.
+    Prepare(PrepareArgs),
+}
+
+/// Where group files are looked for.
+#[derive(Debug, Args)]
+pub struct ConfigDirArgs {
+    /// A folder of own group files (`experiment/`, `model/`, `data/`), which win over the built-in ones.
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+}
+
+/// An experiment and changes to it.
+#[derive(Debug, Args)]
+pub struct ExperimentArgs {
+    /// Name of the experiment (see `ilm-worker experiments`).
+    #[arg(long, value_name = "NAME")]
+    pub experiment: String,
+    /// Own group files.
+    #[command(flatten)]
+    pub config_dir: ConfigDirArgs,
+    /// Changes: `key.path=value`, or `model=NAME` and `data=NAME` to choose another group file.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// `ilm-worker train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// What to train.
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
+    /// Folder of the run [default: runs/<experiment>].
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Start anew; what the folder holds is moved to `previous-N` inside it.
+    #[arg(long)]
+    pub fresh: bool,
+    /// Check the configuration, open the data, build the model, print what would run, and end.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `ilm-worker evaluate`.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// Folder of the run; its configuration is taken from there.
+    #[arg(long, value_name = "DIR", required_unless_present = "experiment")]
+    pub run_dir: Option<PathBuf>,
+    /// Name of the experiment, for the default run directory runs/<experiment>.
+    #[arg(long, value_name = "NAME")]
+    pub experiment: Option<String>,
+    /// Rows to measure on.
+    #[arg(long, value_enum, default_value = "test")]
+    pub split: SplitArg,
+    /// Step of the checkpoint [default: the newest valid one].
+    #[arg(long, value_name = "N")]
+    pub step: Option<u64>,
+    /// Use the weights as trained instead of their moving average.
+    #[arg(long)]
+    pub raw_weights: bool,
+    /// Changes to the run's configuration: `key.path=value`.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// A split of the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SplitArg {
+    /// The validation split.
+    Validation,
+    /// The test split.
+    Test,
+}
+
+/// `ilm-worker prepare`.
+#[derive(Debug, Args)]
+pub struct PrepareArgs {
+    /// Whose graphs.
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
+    /// Folder to write `train-*`, `validation-*` and `test-*` files into.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+}
+
+/// Parses the arguments; `train` is put in where no command is named.
+///
+/// # Errors
+/// Clap's error, which also carries the text of `--help` and `--version`.
+pub fn parse(mut arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
+    const NAMED: [&str; 10] =
+        ["train", "evaluate", "experiments", "config", "prepare", "help", "-h", "--help", "-V", "--version"];
+    if arguments.get(1).is_some_and(|first| !NAMED.iter().any(|name| first == name)) {
+        arguments.insert(1, "train".into());
+    }
+    Cli::try_parse_from(arguments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parsed(arguments: &[&str]) -> Command {
+        let arguments = std::iter::once("ilm-worker").chain(arguments.iter().copied()).map(OsString::from);
+        parse(arguments.collect()).unwrap().command
+    }
+
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn train_is_the_default_and_order_is_free() {
+        for arguments in [
+            &["--experiment", "a", "x.y=1", "--fresh", "z=2"][..],
+            &["x.y=1", "z=2", "--experiment", "a", "--fresh"],
+            &["train", "x.y=1", "--fresh", "--experiment=a", "z=2"],
+        ] {
+            let Command::Train(train) = parsed(arguments) else { panic!("not train") };
+            assert_eq!(train.experiment.experiment, "a");
+            assert_eq!(train.experiment.overrides, ["x.y=1", "z=2"]);
+            assert!(train.fresh);
+        }
+    }
+
+    #[test]
+    fn evaluate_wants_a_run_or_an_experiment() {
+        assert!(parse(vec!["ilm-worker".into(), "evaluate".into()]).is_err());
+        assert!(matches!(parsed(&["evaluate", "--run-dir", "r"]), Command::Evaluate(_)));
+        assert!(matches!(parsed(&["evaluate", "--experiment", "e"]), Command::Evaluate(_)));
+    }
+}

@@ -1,0 +1,168 @@
+//! Collective operations between ranks: one trait, one implementation per transport.
+//!
+//! Every collective has a name, a sequence number and a deadline. Ranks compare name, sequence number, operation and
+//! size before any data moves, so ranks that went different ways learn it at once instead of waiting for each other.
+
+mod launch_env;
+mod mpi;
+mod solo;
+mod watchdog;
+
+use std::time::Duration;
+
+pub use self::launch_env::LaunchEnv;
+pub use self::mpi::{Mpi, abort_on_panic, abort_process};
+pub use self::solo::Solo;
+
+/// How values of several ranks become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReduceOp {
+    /// Their sum.
+    Sum,
+    /// The largest.
+    Max,
+}
+
+/// The memory that a collective works on, in place.
+#[derive(Debug)]
+pub enum Buffer<'a> {
+    /// Gradients and parameters.
+    F32(&'a mut [f32]),
+    /// Sums of metrics, counts and flags.
+    F64(&'a mut [f64]),
+}
+
+impl Buffer<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::F64(data) => data.len(),
+        }
+    }
+
+    fn element_bytes(&self) -> usize {
+        match self {
+            Self::F32(_) => size_of::<f32>(),
+            Self::F64(_) => size_of::<f64>(),
+        }
+    }
+}
+
+impl<'a> From<&'a mut [f32]> for Buffer<'a> {
+    fn from(data: &'a mut [f32]) -> Self {
+        Self::F32(data)
+    }
+}
+
+impl<'a> From<&'a mut [f64]> for Buffer<'a> {
+    fn from(data: &'a mut [f64]) -> Self {
+        Self::F64(data)
+    }
+}
+
+/// Operations that all ranks of a run call in the same order.
+///
+/// # Errors
+/// Every operation fails with [`CommError`] if the transport does or if the ranks disagree on which operation is next.
+pub trait Collectives {
+    /// This process, `0..world_size`.
+    fn rank(&self) -> usize;
+
+    /// Processes of the run.
+    fn world_size(&self) -> usize;
+
+    /// Replaces `data` by its combination over all ranks.
+    fn all_reduce(&mut self, name: &'static str, op: ReduceOp, data: Buffer<'_>) -> Result<(), CommError>;
+
+    /// Replaces `data` by that of rank 0.
+    fn broadcast(&mut self, name: &'static str, data: Buffer<'_>) -> Result<(), CommError>;
+
+    /// Everybody's bytes, by rank; lengths may differ.
+    fn all_gather(&mut self, name: &'static str, mine: &[u8]) -> Result<Vec<Vec<u8>>, CommError>;
+
+    /// Returns when every rank has arrived.
+    fn barrier(&mut self, name: &'static str) -> Result<(), CommError>;
+}
+
+/// What can go wrong between ranks.
+#[derive(Debug, thiserror::Error)]
+pub enum CommError {
+    /// An MPI call returned an error code.
+    #[error("MPI failed in collective '{name}' (number {sequence}): {message}")]
+    Transport {
+        /// Name of the collective.
+        name: &'static str,
+        /// Its number since the start.
+        sequence: u64,
+        /// MPI's own text.
+        message: String,
+    },
+    /// The ranks did not call the same operation.
+    #[error(
+        "rank {rank} is at collective '{name}' (number {sequence}, {bytes} bytes), but another rank is elsewhere: \
+         the ranks have gone different ways"
+    )]
+    Disagreement {
+        /// This rank.
+        rank: usize,
+        /// Name of this rank's collective.
+        name: &'static str,
+        /// Its number since the start.
+        sequence: u64,
+        /// Its size.
+        bytes: usize,
+    },
+    /// The launcher started another number of processes than MPI connects.
+    #[error(
+        "{launcher} started {expected} ranks, but MPI connects {found}: launcher and program belong to different MPI \
+         installations (with srun, --mpi=pmix is needed for Open MPI)"
+    )]
+    WorldSize {
+        /// The variable that says so.
+        launcher: &'static str,
+        /// Ranks according to the launcher.
+        expected: usize,
+        /// Ranks according to MPI.
+        found: usize,
+    },
+    /// MPI could not be started at all.
+    #[error("MPI is already initialised or cannot give thread support 'multiple'")]
+    Start,
+    /// The ranks hold different values of something that must be equal.
+    #[error("{what} differ between ranks; rank {rank} has {mine:016x}")]
+    Unequal {
+        /// What was compared.
+        what: &'static str,
+        /// This rank.
+        rank: usize,
+        /// This rank's checksum.
+        mine: u64,
+    },
+}
+
+/// Connects the ranks that the launcher started; without a launcher, or with one rank, MPI is never initialised.
+///
+/// # Errors
+/// If MPI does not start, or connects another number of ranks than the launcher says.
+pub fn connect(env: Option<&LaunchEnv>, timeout: Duration) -> Result<Box<dyn Collectives>, CommError> {
+    match env {
+        Some(env) if env.world_size > 1 => Ok(Box::new(Mpi::start(env, timeout)?)),
+        _ => Ok(Box::new(Solo)),
+    }
+}
+
+/// Fails unless all ranks pass the same `checksum`.
+///
+/// # Errors
+/// [`CommError::Unequal`] on every rank, or a failing collective.
+pub fn assert_equal(
+    comm: &mut dyn Collectives,
+    what: &'static str,
+    checksum: u64,
+) -> Result<(), CommError> {
+    let all = comm.all_gather(what, &checksum.to_le_bytes())?;
+    if all.iter().all(|other| other == &checksum.to_le_bytes()) {
+        return Ok(());
+    }
+    Err(CommError::Unequal { what, rank: comm.rank(), mine: checksum })
+}

@@ -1,0 +1,166 @@
+//! The root of the settings and the sections that the worker owns; other crates own theirs.
+
+use checkpoints::config::CheckpointConfig;
+use data_pipeline::config::DataConfig;
+use ilm_model::config::{LossConfig, ModelConfig, PredictorConfig};
+use serde::{Deserialize, Serialize};
+
+/// Everything that defines a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Experiment {
+    /// What the experiment is, in one line.
+    pub description: String,
+    /// Seed of the initial values, the sample order, the drops, dropout and sampling.
+    pub seed: u64,
+    /// Examples of one forward and backward pass of a rank.
+    pub per_device_batch_size: usize,
+    /// Examples of one optimizer step over all ranks.
+    pub global_batch_size: usize,
+    /// Most tokens of the part that tokens are dropped from, special tokens included.
+    pub block_size: usize,
+    /// Most tokens of the prompt, CLS included (star graphs only).
+    pub input_block_size: Option<usize>,
+    /// The rows and how they become examples.
+    pub data: DataConfig,
+    /// The network.
+    pub model: ModelConfig,
+    /// The weights of the loss.
+    pub loss: LossConfig,
+    /// AdamW.
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over time.
+    pub lr_scheduler: LrSchedulerConfig,
+    /// The training loop.
+    pub trainer: TrainerConfig,
+    /// When to save and what to keep.
+    pub checkpoint: CheckpointConfig,
+    /// How sequences are generated.
+    pub predictor: PredictorConfig,
+}
+
+impl Default for Experiment {
+    fn default() -> Self {
+        Self {
+            description: String::new(),
+            seed: 1,
+            per_device_batch_size: 64,
+            global_batch_size: 64,
+            block_size: 128,
+            input_block_size: None,
+            data: DataConfig::default(),
+            model: ModelConfig::default(),
+            loss: LossConfig::default(),
+            optimizer: OptimizerConfig::default(),
+            lr_scheduler: LrSchedulerConfig::default(),
+            trainer: TrainerConfig::default(),
+            checkpoint: CheckpointConfig::default(),
+            predictor: PredictorConfig::default(),
+        }
+    }
+}
+
+impl Experiment {
+    /// Tokens of the longest row: prompt block plus block.
+    pub fn row_length(&self) -> usize {
+        self.input_block_size.unwrap_or(0).saturating_add(self.block_size)
+    }
+
+    /// Tokens that the model has positions for: `model.max_length`, else the longest row.
+    pub fn max_length(&self) -> i64 {
+        self.model.max_length.unwrap_or_else(|| i64::try_from(self.row_length()).unwrap_or(i64::MAX))
+    }
+}
+
+/// Section `optimizer`: AdamW with decoupled weight decay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Decay per step, in units of the learning rate, of the parameters that decay.
+    pub weight_decay: f64,
+    /// Decay rates of the first and second moment.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self { lr: 1e-4, weight_decay: 0.01, betas: [0.9, 0.999], eps: 1e-8 }
+    }
+}
+
+/// Section `lr_scheduler`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LrSchedulerConfig {
+    /// The curve.
+    pub name: Schedule,
+    /// Optimizer steps of linear warm-up from 0.
+    pub num_warmup_steps: Option<u64>,
+    /// Warm-up as a fraction of `trainer.max_steps`, where `num_warmup_steps` is not set.
+    pub fraction_warmup_steps: Option<f64>,
+    /// Waves of the cosine; a half ends at 0.
+    pub num_cycles: f64,
+}
+
+impl Default for LrSchedulerConfig {
+    fn default() -> Self {
+        Self {
+            name: Schedule::Constant,
+            num_warmup_steps: None,
+            fraction_warmup_steps: None,
+            num_cycles: 0.5,
+        }
+    }
+}
+
+/// The learning rate as a function of the step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// The same from the first step; warm-up does not apply.
+    Constant,
+    /// Warm-up, then constant.
+    ConstantWithWarmup,
+    /// Warm-up, then a straight line to 0 at the last step.
+    Linear,
+    /// Warm-up, then `num_cycles` waves of a cosine.
+    Cosine,
+}
+
+/// Section `trainer`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainerConfig {
+    /// Optimizer steps of the whole run.
+    pub max_steps: u64,
+    /// Largest 2-norm of the gradient over all parameters.
+    pub gradient_clip_val: f64,
+    /// Largest decay of the running average of the parameters; none keeps no average.
+    pub ema_decay: Option<f64>,
+    /// Optimizer steps between two log lines.
+    pub log_every_n_steps: u64,
+    /// Optimizer steps between two validations; none never validates.
+    pub val_check_interval: Option<u64>,
+    /// Threads of a rank's tensor operations; none leaves it to libtorch.
+    pub threads: Option<usize>,
+    /// Seconds that a rank waits for the others before it gives up.
+    pub collective_timeout_secs: u64,
+}
+
+impl Default for TrainerConfig {
+    fn default() -> Self {
+        Self {
+            max_steps: 1_000_000,
+            gradient_clip_val: 1.0,
+            ema_decay: Some(0.9999),
+            log_every_n_steps: 50,
+            val_check_interval: None,
+            threads: None,
+            collective_timeout_secs: 600,
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! What a type cannot say: ranges, settings that contradict each other or the number of ranks, missing files.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use data_pipeline::config::{StarConfig, StarKind, Task};
+
+use super::error::ConfigError;
+use super::tree::{Experiment, OptimizerConfig, Schedule, TrainerConfig};
+
+/// Everything that a training run on `world_size` ranks needs. Returns warnings, one sentence each.
+///
+/// # Errors
+///
+/// The first setting that is out of range, contradicts another or is missing.
+pub fn training(experiment: &Experiment, world_size: usize) -> Result<Vec<String>, ConfigError> {
+    let mut warnings = settings(experiment)?;
+    batches(experiment, world_size)?;
+    inputs(experiment)?;
+    section(experiment.data.validate())?;
+    let text = experiment.data.task == Task::Text;
+    if text && experiment.trainer.val_check_interval.is_some() && experiment.data.validation.is_none() {
+        warnings.push("data.validation is not set, so there is no validation during training".to_owned());
+    }
+    Ok(warnings)
+}
+
+/// The settings by themselves, whatever the job. Returns warnings, one sentence each.
+///
+/// # Errors
+///
+/// The first setting that is out of range or contradicts another.
+pub fn settings(experiment: &Experiment) -> Result<Vec<String>, ConfigError> {
+    at_least("per_device_batch_size", experiment.per_device_batch_size, 1)?;
+    at_least("global_batch_size", experiment.global_batch_size, 1)?;
+    at_least("block_size", experiment.block_size, 2)?;
+    optional(experiment.input_block_size, |size| at_least("input_block_size", size, 2))?;
+    at_least("data.canonical_lanes", experiment.data.canonical_lanes, 1)?;
+    section(experiment.model.validate())?;
+    section(experiment.loss.validate())?;
+    optimizer(&experiment.optimizer)?;
+    lr_scheduler(experiment)?;
+    trainer(&experiment.trainer)?;
+    section(experiment.checkpoint.validate())?;
+    section(experiment.predictor.validate())?;
+    lengths(experiment)?;
+    Ok(warnings(experiment))
+}
+
+/// Whether the global batch can be shared out to `world_size` ranks.
+///
+/// # Errors
+///
+/// [`ConfigError::Conflict`] with a number that would do.
+pub fn batches(experiment: &Experiment, world_size: usize) -> Result<(), ConfigError> {
+    let &Experiment { global_batch_size: global, per_device_batch_size: per_device, .. } = experiment;
+    let together = per_device.saturating_mul(world_size);
+    if together == 0 || !global.is_multiple_of(together) {
+        return conflict(format!(
+            "global_batch_size = {global} is not a multiple of {together}, which is per_device_batch_size = {per_device} \
+             on each of {world_size} ranks; change one of the three"
+        ));
+    }
+    let lanes = experiment.data.canonical_lanes;
+    if !lanes.is_multiple_of(world_size) {
+        return conflict(format!(
+            "{world_size} ranks do not share data.canonical_lanes = {lanes} evenly; start a number of ranks that \
+             divides it, or set data.canonical_lanes to a multiple of {world_size}"
+        ));
+    }
+    Ok(())
+}
+
+/// Whether the files that training reads are named. Star graphs are generated and need none.
+fn inputs(experiment: &Experiment) -> Result<(), ConfigError> {
+    let data = &experiment.data;
+    if data.task == Task::Star {
+        return Ok(());
+    }
+    let needed = [("data.train", data.train.is_some()), ("data.tokenizer", data.tokenizer.is_some())];
+    let missing: Vec<&str> = needed.iter().filter_map(|(key, is_set)| (!is_set).then_some(*key)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let verb = if missing.len() == 1 { "is" } else { "are" };
+    let arguments = missing.iter().map(|key| format!("{key}=PATH")).collect::<Vec<_>>().join(" ");
+    Err(ConfigError::Missing { keys: format!("{} {verb}", missing.join(" and ")), arguments })
+}
+
+/// The rules that a section's own crate checks.
+fn section<E: Display>(checked: Result<(), E>) -> Result<(), ConfigError> {
+    checked.map_err(|error| ConfigError::Section(error.to_string()))
+}
+
+fn optimizer(optimizer: &OptimizerConfig) -> Result<(), ConfigError> {
+    at_least("optimizer.lr", optimizer.lr, 0.0)?;
+    at_least("optimizer.weight_decay", optimizer.weight_decay, 0.0)?;
+    for beta in optimizer.betas {
+        require((0.0..1.0).contains(&beta), "optimizer.betas", beta, "at least 0 and below 1")?;
+    }
+    positive("optimizer.eps", optimizer.eps)
+}
+
+fn lr_scheduler(experiment: &Experiment) -> Result<(), ConfigError> {
+    let schedule = &experiment.lr_scheduler;
+    at_least("lr_scheduler.num_cycles", schedule.num_cycles, 0.0)?;
+    optional(schedule.fraction_warmup_steps, |part| {
+        within("lr_scheduler.fraction_warmup_steps", part, 0.0..=1.0)
+    })
+}
+
+fn trainer(trainer: &TrainerConfig) -> Result<(), ConfigError> {
+    at_least("trainer.max_steps", trainer.max_steps, 1)?;
+    positive("trainer.gradient_clip_val", trainer.gradient_clip_val)?;
+    optional(trainer.ema_decay, |decay| within("trainer.ema_decay", decay, 0.0..=1.0))?;
+    at_least("trainer.log_every_n_steps", trainer.log_every_n_steps, 1)?;
+    optional(trainer.val_check_interval, |steps| at_least("trainer.val_check_interval", steps, 1))?;
+    optional(trainer.threads, |threads| at_least("trainer.threads", threads, 1))?;
+    at_least("trainer.collective_timeout_secs", trainer.collective_timeout_secs, 1)
+}
+
+/// Every position that training or prediction can reach must be in the model's table.
+fn lengths(experiment: &Experiment) -> Result<(), ConfigError> {
+    let prompt_is_open = experiment.data.task == Task::Star && experiment.input_block_size.is_none();
+    if prompt_is_open && experiment.model.max_length.is_none() {
+        return conflict(
+            "the longest star-graph prompt is unknown; set input_block_size or model.max_length".to_owned(),
+        );
+    }
+    let positions = experiment.max_length();
+    let fits = |length: usize| i64::try_from(length).is_ok_and(|length| length <= positions);
+    let row = experiment.row_length();
+    if !fits(row) {
+        return conflict(format!(
+            "model.max_length = {positions} is below the longest row, {row} tokens (input_block_size + block_size); \
+             raise it or leave it unset"
+        ));
+    }
+    match experiment.predictor.max_length {
+        Some(length) if !fits(length) => conflict(format!(
+            "predictor.max_length = {length} is above the {positions} tokens that the model has positions for; lower \
+             it, or set model.max_length = {length}"
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn warnings(experiment: &Experiment) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let schedule = &experiment.lr_scheduler;
+    let warm_up = match (schedule.num_warmup_steps, schedule.fraction_warmup_steps) {
+        (Some(steps), _) if steps > 0 => Some(format!("lr_scheduler.num_warmup_steps = {steps}")),
+        (None, Some(part)) if part > 0.0 => Some(format!("lr_scheduler.fraction_warmup_steps = {part}")),
+        _ => None,
+    };
+    if let (Schedule::Constant, Some(warm_up)) = (schedule.name, warm_up) {
+        warnings.push(format!(
+            "{warm_up} has no effect on the schedule \"constant\"; use lr_scheduler.name=constant_with_warmup to warm up"
+        ));
+    }
+    if let (Some(steps), Some(part)) = (schedule.num_warmup_steps, schedule.fraction_warmup_steps) {
+        warnings.push(format!(
+            "lr_scheduler.num_warmup_steps = {steps} wins over lr_scheduler.fraction_warmup_steps = {part}"
+        ));
+    }
+    match (experiment.data.task, experiment.input_block_size) {
+        (Task::Text, Some(size)) => {
+            warnings.push(format!(
+                "input_block_size = {size} only lengthens the position table: text has no prompts"
+            ));
+        }
+        (Task::Star, size) => warnings.extend(cut_graphs(experiment, size)),
+        (Task::Text, None) => {}
+    }
+    warnings
+}
+
+/// Warns of blocks that are too short for the largest graph, whose prompts or paths are then cut.
+fn cut_graphs(experiment: &Experiment, input_block_size: Option<usize>) -> Vec<String> {
+    let StarConfig { kind, degree, path_length, max_path_length, .. } = experiment.data.star;
+    let arm = match kind {
+        StarKind::Symmetric => path_length,
+        StarKind::Asymmetric => max_path_length,
+    };
+    let path = arm.saturating_sub(1).saturating_mul(2);
+    // Two tokens per edge, the source, the goal, and CLS or BOS in front.
+    let prompt = path.saturating_mul(degree).saturating_add(3);
+    let needs = [
+        ("input_block_size", input_block_size, prompt),
+        ("block_size", Some(experiment.block_size), path.saturating_add(1)),
+    ];
+    let short = needs
+        .into_iter()
+        .filter_map(|(key, size, need)| size.filter(|size| *size < need).map(|s| (key, s, need)));
+    short
+        .map(|(key, size, need)| {
+            format!("{key} = {size} cuts the largest star graphs, which need {need} tokens")
+        })
+        .collect()
+}
+
+fn optional<T>(
+    value: Option<T>,
+    check: impl FnOnce(T) -> Result<(), ConfigError>,
+) -> Result<(), ConfigError> {
+    value.map_or(Ok(()), check)
+}
+
+fn at_least<T: PartialOrd + Display>(key: &'static str, value: T, least: T) -> Result<(), ConfigError> {
+    let rule = format!("at least {least}");
+    require(value >= least, key, value, &rule)
+}
+
+fn within(key: &'static str, value: f64, range: RangeInclusive<f64>) -> Result<(), ConfigError> {
+    let rule = format!("from {} to {}", range.start(), range.end());
+    require(range.contains(&value), key, value, &rule)
+}
+
+fn positive(key: &'static str, value: f64) -> Result<(), ConfigError> {
+    require(value > 0.0, key, value, "above 0")
+}
+
+fn require(holds: bool, key: &'static str, value: impl Display, rule: &str) -> Result<(), ConfigError> {
+    if holds {
+        return Ok(());
+    }
+    Err(ConfigError::Range { key, value: value.to_string(), rule: rule.to_owned() })
+}
+
+fn conflict(sentence: String) -> Result<(), ConfigError> {
+    Err(ConfigError::Conflict(sentence))
+}

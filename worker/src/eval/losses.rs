@@ -1,0 +1,39 @@
+//! Mean losses over a split, with the drops that belong to its rows in epoch 0.
+
+use data_pipeline::{EvalLoader, EvalPlan};
+use ilm_model::StoppingModel;
+
+use super::EvalContext;
+use super::report::Losses;
+use crate::comm::{Collectives, ReduceOp};
+use crate::train::batch_view;
+
+pub(super) fn mean_losses(
+    context: &EvalContext<'_>,
+    model: &StoppingModel,
+    comm: &mut dyn Collectives,
+) -> anyhow::Result<Losses> {
+    let config = context.config;
+    let dataset = &context.dataset;
+    let plan =
+        EvalPlan::new(dataset.len(), config.per_device_batch_size, comm.rank(), comm.world_size())?;
+    let collator = context.assembly.collator(config)?;
+    let data = &config.data;
+    let loader = EvalLoader::packed(dataset.clone(), collator, plan, data.threads, data.prefetch_steps)?;
+
+    let mut sums = [0f64; 3];
+    for batch in loader {
+        let batch = batch?;
+        let parts = model.loss(&batch_view(&batch), &config.loss)?;
+        let totals = [parts.ce.iter().sum::<f64>(), parts.length.iter().sum(), batch.rows() as f64];
+        sums.iter_mut().zip(totals).for_each(|(sum, total)| *sum += total);
+    }
+    comm.all_reduce("evaluation losses", ReduceOp::Sum, sums[..].as_mut().into())?;
+    let [token_ce, stop_loss, examples] = sums;
+    Ok(Losses {
+        examples: examples as u64,
+        loss: (token_ce + stop_loss) / examples,
+        token_ce: token_ce / examples,
+        stop_loss: stop_loss / examples,
+    })
+}

@@ -1,0 +1,64 @@
+//! Exit codes: what they are, and which one an error gets.
+
+use std::io::Write;
+use std::time::Duration;
+
+use crate::comm::{CommError, abort_process};
+use crate::config::ConfigError;
+use crate::run_dir::RunDirError;
+use crate::train::{Incompatible, NonFinite, PeerFailed};
+
+/// All went well.
+pub const OK: i32 = 0;
+/// The command line or the configuration is wrong, or names something that is not there.
+pub const USAGE: i32 = 2;
+/// The training or evaluation data cannot be read.
+pub const DATA: i32 = 3;
+/// A checkpoint or the run directory cannot be read or written.
+pub const CHECKPOINT: i32 = 4;
+/// The ranks cannot speak to each other, or one waited too long for another.
+pub const COMMUNICATION: i32 = 5;
+/// The loss or the gradient is not a finite number.
+pub const NON_FINITE: i32 = 6;
+/// Told to stop, and stopped after saving a checkpoint: starting again goes on from there.
+pub const PREEMPTED: i32 = 75;
+/// A bug of this program.
+pub const PANIC: i32 = 101;
+
+/// Longer than mpirun takes to end the other ranks after one has failed (measured: up to 1.3 s).
+const PATIENCE_WITH_RANK_0: Duration = Duration::from_secs(3);
+
+/// The exit code of an error, by the first of its causes that is known.
+pub fn code_of(error: &anyhow::Error) -> i32 {
+    error.chain().find_map(code_of_cause).unwrap_or(USAGE)
+}
+
+fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    if let Some(data) = cause.downcast_ref::<data_pipeline::Error>() {
+        return Some(if data.is_config() { USAGE } else { DATA });
+    }
+    let known = [
+        (cause.is::<ConfigError>() || cause.is::<ilm_model::Error>(), USAGE),
+        (cause.is::<checkpoints::Error>() || cause.is::<RunDirError>(), CHECKPOINT),
+        (cause.is::<Incompatible>() || cause.is::<PeerFailed>(), CHECKPOINT),
+        (cause.is::<CommError>(), COMMUNICATION),
+        (cause.is::<NonFinite>(), NON_FINITE),
+    ];
+    known.into_iter().find_map(|(matches, code)| matches.then_some(code))
+}
+
+/// Prints the error as one sentence and ends this process and its peers with the error's code.
+///
+/// Must be called before the communicator is dropped: finalising MPI waits for ranks that wait for this one.
+pub fn fail(error: &anyhow::Error, rank: usize, world_size: usize) -> ! {
+    if world_size > 1 && rank > 0 {
+        // All ranks often fail alike; rank 0 then speaks for them, and its end ends them before this wait is over.
+        std::thread::sleep(PATIENCE_WITH_RANK_0);
+        eprintln!("error: rank {rank}: {error:#}");
+    } else {
+        eprintln!("error: {error:#}");
+    }
+    // Nothing can be done about a standard output that has gone away.
+    let _ = std::io::stdout().flush();
+    abort_process(code_of(error))
+}

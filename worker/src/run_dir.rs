@@ -1,0 +1,196 @@
+//! The folder of one run: `config.toml`, `metrics.jsonl`, `checkpoints/`, `evaluations/`.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// A file or folder of a run cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}: {source}", path.display())]
+pub struct RunDirError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl RunDirError {
+    fn new(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self { action, path, source }
+    }
+}
+
+/// The folder of one run.
+#[derive(Debug, Clone)]
+pub struct RunDir {
+    root: PathBuf,
+}
+
+impl RunDir {
+    /// Names the folder; nothing is created.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// Every resolved value of the run's configuration, as the run was last started.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("config.toml")
+    }
+
+    /// One JSON line per step.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    /// One JSON line per validation during training.
+    pub fn validation(&self) -> PathBuf {
+        self.root.join("validation.jsonl")
+    }
+
+    /// Results of evaluations.
+    pub fn evaluations(&self) -> PathBuf {
+        self.root.join("evaluations")
+    }
+
+    /// Creates the folder.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn create(&self) -> Result<(), RunDirError> {
+        fs::create_dir_all(&self.root).map_err(RunDirError::new("create run directory", &self.root))
+    }
+
+    /// Moves what an earlier run left into `previous-N/`, so that a fresh start loses nothing.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn set_aside(&self) -> Result<Option<PathBuf>, RunDirError> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(RunDirError::new("read", &self.root)(error)),
+        };
+        let old: Vec<PathBuf> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("previous-")))
+            .collect();
+        if old.is_empty() {
+            return Ok(None);
+        }
+        let mut number = 1;
+        while self.root.join(format!("previous-{number}")).exists() {
+            number += 1;
+        }
+        let aside = self.root.join(format!("previous-{number}"));
+        fs::create_dir(&aside).map_err(RunDirError::new("create", &aside))?;
+        for path in old {
+            if let Some(name) = path.file_name() {
+                fs::rename(&path, aside.join(name)).map_err(RunDirError::new("move", &path))?;
+            }
+        }
+        Ok(Some(aside))
+    }
+}
+
+/// Writes `content` to `path` so that a reader sees the old or the new file, never a part.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn replace_file(path: &Path, content: &str) -> Result<(), RunDirError> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(RunDirError::new("create", folder))?;
+    }
+    let temporary = path.with_extension("tmp");
+    let written = fs::File::create(&temporary)
+        .and_then(|mut file| file.write_all(content.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path));
+    written.map_err(RunDirError::new("write", path))
+}
+
+/// A file of JSON lines that each have a `step`, open for appending.
+#[derive(Debug)]
+pub struct JsonLines {
+    file: fs::File,
+    path: PathBuf,
+}
+
+impl JsonLines {
+    /// Opens the file and removes the lines of steps after `resume_step`, which will be run again.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn open(path: PathBuf, resume_step: u64) -> Result<Self, RunDirError> {
+        let old = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(RunDirError::new("read", &path)(error)),
+        };
+        let is_past = |line: &&str| step_of(line).is_some_and(|step| step <= resume_step);
+        let kept: String = old.lines().filter(is_past).flat_map(|line| [line, "\n"]).collect();
+        if kept != old {
+            replace_file(&path, &kept)?;
+        }
+        let file = fs::OpenOptions::new().create(true).append(true).open(&path);
+        Ok(Self { file: file.map_err(RunDirError::new("open", &path))?, path })
+    }
+
+    /// Appends one record as one line.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn append(&mut self, record: &impl serde::Serialize) -> Result<(), RunDirError> {
+        let line = serde_json::to_string(record).map_err(io::Error::from);
+        line.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()))
+            .map_err(RunDirError::new("append to", &self.path))
+    }
+}
+
+/// The step of a metrics line; none for a line that a crash cut off.
+fn step_of(line: &str) -> Option<u64> {
+    let value: serde_json::Value = serde_json::from_str(line).ok()?;
+    value.get("step")?.as_u64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resuming_removes_later_and_cut_off_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::new(folder.path());
+        fs::write(run_dir.metrics(), "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"st").unwrap();
+        let mut metrics = JsonLines::open(run_dir.metrics(), 2).unwrap();
+        metrics.append(&serde_json::json!({"step": 3, "again": true})).unwrap();
+        let text = fs::read_to_string(run_dir.metrics()).unwrap();
+        assert_eq!(text, "{\"step\":1}\n{\"step\":2}\n{\"again\":true,\"step\":3}\n");
+    }
+
+    #[test]
+    fn a_fresh_start_keeps_the_old_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::new(folder.path());
+        assert_eq!(run_dir.set_aside().unwrap(), None);
+        for number in 1..=2 {
+            fs::write(run_dir.metrics(), format!("run {number}")).unwrap();
+            let aside = run_dir.set_aside().unwrap().unwrap();
+            assert_eq!(aside, folder.path().join(format!("previous-{number}")));
+            assert_eq!(fs::read_to_string(aside.join("metrics.jsonl")).unwrap(), format!("run {number}"));
+        }
+        assert!(!run_dir.metrics().exists());
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_a_folder_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let run_dir = RunDir::new(file.path().join("run"));
+        let message = run_dir.create().unwrap_err().to_string();
+        assert!(message.contains("cannot create run directory"), "{message}");
+        assert!(message.contains(&file.path().display().to_string()), "{message}");
+    }
+}

@@ -1,0 +1,11 @@
+//! Training: the state of a run, one step of it, and its checkpoints.
+
+mod resume;
+mod save;
+mod state;
+mod step;
+
+pub use self::resume::{Incompatible, check_model, check_run, find_checkpoint};
+pub use self::save::{PeerFailed, RunFacts, save};
+pub use self::state::{TrainState, checkpoint_layout, load_weights};
+pub use self::step::{GlobalFigures, NonFinite, StepFigures, batch_view, train_step};

@@ -1,0 +1,128 @@
+//! Resuming: which checkpoint is taken, and whether it fits the run that asks for it.
+
+use anyhow::Context;
+use checkpoints::{Checkpoint, Layout, Store};
+
+use super::save::RunFacts;
+use crate::comm::{Buffer, Collectives};
+
+/// A checkpoint belongs to another run than the one that would go on from it.
+#[derive(Debug, thiserror::Error)]
+pub enum Incompatible {
+    /// The vocabulary has another size.
+    #[error(
+        "checkpoint {checkpoint} was trained with {saved} tokens, but the tokenizer has {now}: use the tokenizer of \
+         that run, or start a new run directory"
+    )]
+    Vocabulary {
+        /// The checkpoint.
+        checkpoint: String,
+        /// Its vocabulary.
+        saved: u64,
+        /// This run's.
+        now: u64,
+    },
+    /// There are checkpoints, but none can be trusted.
+    #[error(
+        "no checkpoint is valid, the newest being {newest} (the log says why): start anew with --fresh, which keeps the \
+         damaged ones"
+    )]
+    NoneValid {
+        /// The newest one.
+        newest: String,
+    },
+    /// The seed differs, so the samples would be others.
+    #[error("checkpoint {checkpoint} belongs to seed {saved}, not {now}: a resumed run must keep its seed")]
+    Seed {
+        /// The checkpoint.
+        checkpoint: String,
+        /// Its seed.
+        saved: u64,
+        /// This run's.
+        now: u64,
+    },
+    /// The training data differs, so the samples would be others.
+    #[error(
+        "the training data is not that of checkpoint {checkpoint} (fingerprint {saved} then, {now} now): give the \
+         same data, or start a new run directory"
+    )]
+    Data {
+        /// The checkpoint.
+        checkpoint: String,
+        /// Its fingerprint.
+        saved: String,
+        /// This run's.
+        now: String,
+    },
+}
+
+/// Whether a run with these facts goes on with the same samples.
+///
+/// # Errors
+/// The first difference.
+pub fn check_run(checkpoint: &Checkpoint, facts: &RunFacts) -> Result<(), Incompatible> {
+    let saved = checkpoint.state();
+    let name = || checkpoint.dir().display().to_string();
+    if saved.seed != facts.seed {
+        return Err(Incompatible::Seed { checkpoint: name(), saved: saved.seed, now: facts.seed });
+    }
+    if saved.dataset_fingerprint != facts.dataset_fingerprint {
+        return Err(Incompatible::Data {
+            checkpoint: name(),
+            saved: saved.dataset_fingerprint.clone(),
+            now: facts.dataset_fingerprint.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// Whether `checkpoint` holds the parameters of a model with this layout and vocabulary.
+///
+/// # Errors
+/// The first difference.
+pub fn check_model(checkpoint: &Checkpoint, layout: &Layout, num_embeddings: u64) -> anyhow::Result<()> {
+    let saved = checkpoint.state().num_embeddings;
+    if saved != num_embeddings {
+        let checkpoint = checkpoint.dir().display().to_string();
+        return Err(Incompatible::Vocabulary { checkpoint, saved, now: num_embeddings }.into());
+    }
+    Ok(checkpoint.require_layout(layout)?)
+}
+
+/// The newest valid checkpoint, or the one of `step`; the same on all ranks. Rank 0 verifies, the others follow it.
+/// `warn` is told which ones were passed over and why.
+///
+/// # Errors
+/// If a wanted checkpoint is missing or damaged, or a collective fails.
+pub fn find_checkpoint(
+    store: &Store,
+    comm: &mut dyn Collectives,
+    step: Option<u64>,
+    warn: &mut dyn FnMut(&str),
+) -> anyhow::Result<Option<Checkpoint>> {
+    const NONE: f64 = -1.0;
+    let mut chosen = [NONE];
+    let mut found = None;
+    if comm.rank() == 0 {
+        found = match step {
+            Some(step) => Some(store.get(step)?),
+            None => {
+                let newest = store.newest_valid()?;
+                for (path, reason) in &newest.rejected {
+                    warn(&format!("passing over checkpoint {}: {reason}", path.display()));
+                }
+                if let (None, Some((path, _))) = (&newest.checkpoint, newest.rejected.first()) {
+                    return Err(Incompatible::NoneValid { newest: path.display().to_string() }.into());
+                }
+                newest.checkpoint
+            }
+        };
+        chosen[0] = found.as_ref().map_or(NONE, |checkpoint| checkpoint.state().step as f64);
+    }
+    comm.broadcast("checkpoint choice", Buffer::F64(&mut chosen))?;
+    if comm.rank() > 0 && chosen[0] != NONE {
+        let step = chosen[0] as u64;
+        found = Some(store.get(step).with_context(|| format!("rank 0 can read checkpoint {step}, this rank cannot"))?);
+    }
+    Ok(found)
+}

@@ -1,0 +1,116 @@
+//! Saving: every rank writes its slice, then rank 0 commits the whole.
+
+use std::collections::BTreeMap;
+
+use checkpoints::{RunState, ShardRecord, Staging, Store, write_shard};
+
+use super::state::{checkpoint_layout, slice_of};
+use super::TrainState;
+use crate::comm::Collectives;
+use crate::config::Experiment;
+
+/// What a checkpoint records of a run beside its state.
+#[derive(Debug, Clone)]
+pub struct RunFacts {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Size of the vocabulary.
+    pub num_embeddings: u64,
+    /// Hash of the resolved configuration.
+    pub config_hash: String,
+    /// Fingerprint of the training split.
+    pub dataset_fingerprint: String,
+}
+
+impl RunFacts {
+    fn with_progress(&self, state: &TrainState, world_size: usize) -> RunState {
+        RunState {
+            step: state.step,
+            position: state.position,
+            seed: self.seed,
+            ema_updates: state.ema.as_ref().map_or(0, |ema| ema.num_updates),
+            num_embeddings: self.num_embeddings,
+            config_hash: self.config_hash.clone(),
+            dataset_fingerprint: self.dataset_fingerprint.clone(),
+            world_size: world_size as u64,
+            counters: BTreeMap::new(),
+        }
+    }
+}
+
+/// Commits a checkpoint of `state`; all ranks call it together and fail together.
+///
+/// # Errors
+/// If any rank cannot write, or a collective fails. Earlier checkpoints stay as they are.
+pub fn save(
+    store: &mut Store,
+    comm: &mut dyn Collectives,
+    config: &Experiment,
+    facts: &RunFacts,
+    state: &TrainState,
+) -> anyhow::Result<()> {
+    let (rank, world_size) = (comm.rank(), comm.world_size());
+    let staging = if rank == 0 { store.begin(state.step).map(Some) } else { Ok(None) };
+    let staging = together(comm, "checkpoint begin", staging)?;
+
+    let range = slice_of(state.model.arena().layout().len(), rank, world_size);
+    let written = write_shard(&store.staging_dir(state.step), rank, &state.sections(range));
+    let written = together(comm, "checkpoint shards", written);
+    let record = match written {
+        Ok(record) => record,
+        Err(error) => {
+            // Space may be what was missing, so the half checkpoint goes; the first error is the one to tell.
+            let _ = staging.map(|staging| store.abandon(staging));
+            return Err(error);
+        }
+    };
+    let records = gather_records(comm, &record)?;
+
+    let committed = match staging {
+        None => Ok(()),
+        Some(staging) => commit(store, config, staging, records, state, facts.with_progress(state, world_size)),
+    };
+    together(comm, "checkpoint commit", committed)
+}
+
+fn commit(
+    store: &mut Store,
+    config: &Experiment,
+    staging: Staging,
+    records: Vec<ShardRecord>,
+    state: &TrainState,
+    run_state: RunState,
+) -> Result<(), checkpoints::Error> {
+    store.commit(staging, checkpoint_layout(&state.model), records, run_state)?;
+    store.prune(&config.checkpoint)?;
+    Ok(())
+}
+
+fn gather_records(comm: &mut dyn Collectives, mine: &ShardRecord) -> anyhow::Result<Vec<ShardRecord>> {
+    let encoded = serde_json::to_vec(mine)?;
+    let all = comm.all_gather("checkpoint records", &encoded)?;
+    Ok(all.iter().map(|record| serde_json::from_slice(record)).collect::<Result<_, _>>()?)
+}
+
+/// The result, unless another rank failed: then all fail.
+fn together<T>(
+    comm: &mut dyn Collectives,
+    name: &'static str,
+    result: Result<T, checkpoints::Error>,
+) -> anyhow::Result<T> {
+    let mine = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+    let all = comm.all_gather(name, mine.as_bytes())?;
+    let value = result?;
+    match all.iter().position(|message| !message.is_empty()) {
+        Some(rank) => Err(PeerFailed { rank, message: String::from_utf8_lossy(&all[rank]).into_owned() }.into()),
+        None => Ok(value),
+    }
+}
+
+/// Another rank could not write its part of a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[error("rank {rank}: {message}")]
+pub struct PeerFailed {
+    rank: usize,
+    message: String,
+}

@@ -1,0 +1,173 @@
+//! One optimizer step: accumulate, reduce, clip, update.
+
+use std::time::Duration;
+
+use data_pipeline::{PackedBatch, StepBatch};
+use ilm_model::Batch;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::TrainState;
+use crate::comm::{Collectives, CommError, ReduceOp};
+use crate::config::Experiment;
+use crate::optim::{Update, clip_factor, learning_rate, norm};
+
+/// The loss or the gradient of a step is not finite; the parameters are those before the step.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "step {step} gave loss {loss} and gradient norm {grad_norm}: training cannot go on; the last checkpoint is from \
+     before (a lower optimizer.lr or a longer warm-up often helps)"
+)]
+pub struct NonFinite {
+    /// The step that would have been finished.
+    pub step: u64,
+    /// Its global mean loss.
+    pub loss: f64,
+    /// Its gradient norm before clipping.
+    pub grad_norm: f64,
+}
+
+/// Figures of a finished step.
+#[derive(Debug, Clone, Copy)]
+pub struct StepFigures {
+    /// Over all ranks.
+    pub global: GlobalFigures,
+    /// Norm of the mean gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate used.
+    pub lr: f64,
+}
+
+/// Means and totals over the global batch.
+#[derive(Debug, Clone, Copy)]
+pub struct GlobalFigures {
+    /// Mean token loss per example.
+    pub token_ce: f64,
+    /// Mean stopping loss per example.
+    pub stop_loss: f64,
+    /// Examples.
+    pub examples: f64,
+    /// Input positions that held a token.
+    pub visible: f64,
+    /// Input positions computed.
+    pub computed: f64,
+    /// Longest wait for data of any rank.
+    pub data_wait: Duration,
+    /// Whether any rank was told to stop.
+    pub stop: bool,
+}
+
+/// Sums over the examples of one rank's part of a global batch.
+#[derive(Debug, Default)]
+struct Sums {
+    token_ce: f64,
+    stop_loss: f64,
+    examples: f64,
+    visible: f64,
+    computed: f64,
+}
+
+/// Runs one step on this rank's part of a global batch. Gradients are summed over examples and ranks and divided once,
+/// by the number of examples of the whole global batch.
+///
+/// # Errors
+/// [`NonFinite`], alike on all ranks; failing collectives; batches the model refuses.
+pub fn train_step(
+    state: &mut TrainState,
+    config: &Experiment,
+    comm: &mut dyn Collectives,
+    batch: &StepBatch,
+    data_wait: Duration,
+    stop: bool,
+) -> anyhow::Result<StepFigures> {
+    let sums = accumulate(state, config, comm.rank(), batch)?;
+    comm.all_reduce("gradients", ReduceOp::Sum, state.model.arena_mut().grads_mut().into())?;
+    let global = reduce_figures(comm, &sums, data_wait, stop)?;
+
+    let per_example = 1.0 / global.examples;
+    let grad_norm = norm(state.model.arena().grads()) * per_example;
+    let loss = global.token_ce + global.stop_loss;
+    if !(loss.is_finite() && grad_norm.is_finite()) {
+        return Err(NonFinite { step: state.step + 1, loss, grad_norm }.into());
+    }
+
+    let lr = learning_rate(config.optimizer.lr, &config.lr_scheduler, state.step, config.trainer.max_steps);
+    let clip = clip_factor(grad_norm, config.trainer.gradient_clip_val);
+    let update = Update { lr, step: state.step + 1, grad_scale: clip * per_example };
+    let (params, grads) = state.model.arena_mut().params_mut_and_grads();
+    state.adamw.step(&config.optimizer, update, params, grads);
+    if let Some(ema) = &mut state.ema {
+        ema.update(state.model.arena().params());
+    }
+    state.step += 1;
+    state.position = batch.position + config.global_batch_size as u64;
+    Ok(StepFigures { global, grad_norm, lr })
+}
+
+/// Forward and backward of every micro-batch of this rank into the flat gradient buffer.
+fn accumulate(
+    state: &mut TrainState,
+    config: &Experiment,
+    rank: usize,
+    batch: &StepBatch,
+) -> anyhow::Result<Sums> {
+    let mut sums = Sums::default();
+    state.model.arena_mut().grads_mut().fill(0.0);
+    for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
+        let dropout_seed = dropout_seed(config.seed, state.step, rank, index);
+        let parts = state.model.forward_backward(
+            &batch_view(micro_batch),
+            &config.loss,
+            1.0,
+            Some(dropout_seed),
+            &mut |_| {},
+        )?;
+        sums.token_ce += parts.ce.iter().sum::<f64>();
+        sums.stop_loss += parts.length.iter().sum::<f64>();
+        sums.examples += micro_batch.rows() as f64;
+        sums.visible += micro_batch.visible() as f64;
+        sums.computed += parts.computed_positions as f64;
+    }
+    Ok(sums)
+}
+
+/// Means and totals over all ranks.
+fn reduce_figures(
+    comm: &mut dyn Collectives,
+    sums: &Sums,
+    data_wait: Duration,
+    stop: bool,
+) -> Result<GlobalFigures, CommError> {
+    let mut totals = [sums.token_ce, sums.stop_loss, sums.examples, sums.visible, sums.computed];
+    comm.all_reduce("step sums", ReduceOp::Sum, totals[..].as_mut().into())?;
+    let mut largest = [data_wait.as_secs_f64(), f64::from(u8::from(stop))];
+    comm.all_reduce("step flags", ReduceOp::Max, largest[..].as_mut().into())?;
+    let [token_ce, stop_loss, examples, visible, computed] = totals;
+    Ok(GlobalFigures {
+        token_ce: token_ce / examples,
+        stop_loss: stop_loss / examples,
+        examples,
+        visible,
+        computed,
+        data_wait: Duration::from_secs_f64(largest[0]),
+        stop: largest[1] > 0.0,
+    })
+}
+
+/// A pure function of its arguments, so a resumed run draws the same masks.
+fn dropout_seed(seed: u64, step: u64, rank: usize, micro_batch: usize) -> u64 {
+    let counters = [seed, step, rank as u64, micro_batch as u64].map(u64::to_le_bytes).concat();
+    xxh3_64(&[b"dropout".as_slice(), &counters].concat())
+}
+
+/// The pipeline's batch as the model wants it.
+pub fn batch_view(batch: &PackedBatch) -> Batch<'_> {
+    Batch {
+        row_ptr: &batch.row_ptr,
+        tokens: &batch.tokens,
+        positions: &batch.positions,
+        cls: &batch.cls,
+        tgt_ptr: &batch.tgt_ptr,
+        tgt_ids: &batch.tgt_ids,
+        tgt_counts: &batch.tgt_counts,
+    }
+}
