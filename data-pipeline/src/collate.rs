@@ -32,9 +32,9 @@ impl Collator {
     /// # Errors
     /// [`Error::Setting`] when CLS and BOS do not fit.
     pub fn language(block_size: usize, special: &SpecialTokens, drops: Arc<dyn Drops>) -> Result<Self> {
-        let token_room = block_size
-            .checked_sub(2)
-            .ok_or_else(|| Error::Setting(format!("block_size = {block_size} has no room for CLS and BOS; use at least 2")))?;
+        let token_room = block_size.checked_sub(2).ok_or_else(|| {
+            Error::Setting(format!("block_size = {block_size} has no room for CLS and BOS; use at least 2"))
+        })?;
         Ok(Self { special: *special, drops, prompt_room: Some(0), token_room, target_room: block_size })
     }
 

@@ -92,6 +92,13 @@ mod tests {
         assert_ne!(base, draw(1, 2, 4, 64));
     }
 
+    /// Runs are resumed by later versions: the draws must never change.
+    #[test]
+    fn values_are_pinned() {
+        let indices = |row| (0..8).filter(|&i| draw(1, 2, row, 8)[i]).collect::<Vec<_>>();
+        assert_eq!([indices(3), indices(4), indices(5)], [vec![0, 1, 2, 3, 4, 5, 7], vec![1, 3, 7], vec![7]]);
+    }
+
     #[test]
     fn nothing_to_drop_is_fine() {
         assert!(draw(1, 0, 0, 0).is_empty());

@@ -118,7 +118,9 @@ pub enum Error {
         address: RowAddress,
     },
     /// A text is not UTF-8.
-    #[error("column '{column}' is not valid UTF-8 from byte {byte} on at {address}; remove or repair the row")]
+    #[error(
+        "column '{column}' is not valid UTF-8 from byte {byte} on at {address}; remove or repair the row"
+    )]
     Utf8 {
         /// The column.
         column: String,
@@ -176,6 +178,9 @@ pub enum Error {
         /// What the encoder says.
         reason: String,
     },
+    /// The system gives no thread.
+    #[error("cannot start a data thread: {0}; lower data.threads or raise the limit of processes")]
+    Thread(std::io::Error),
     /// The loader delivers nothing any more.
     #[error("the data loader has stopped after an earlier error; start it again from the last data position")]
     LoaderStopped,

@@ -59,8 +59,14 @@ impl EvalLoader<PackedBatch> {
     /// Batches as in training, with drops that depend on the collator's seed and the row (epoch 0).
     ///
     /// # Errors
-    /// [`Error::Plan`] when the plan is for another number of rows; [`Error::Io`] when the system gives no thread.
-    pub fn packed(dataset: Arc<dyn Dataset>, collator: Collator, plan: EvalPlan, threads: usize, prefetch: usize) -> Result<Self> {
+    /// [`Error::Plan`] when the plan is for another number of rows; [`Error::Thread`] when the system gives no thread.
+    pub fn packed(
+        dataset: Arc<dyn Dataset>,
+        collator: Collator,
+        plan: EvalPlan,
+        threads: usize,
+        prefetch: usize,
+    ) -> Result<Self> {
         Self::spawn(dataset, plan, threads, prefetch, move |samples| collator.collate(samples))
     }
 }
@@ -70,7 +76,13 @@ impl EvalLoader<PromptBatch> {
     ///
     /// # Errors
     /// As for [`packed`](EvalLoader::packed).
-    pub fn prompts(dataset: Arc<dyn Dataset>, collator: Collator, plan: EvalPlan, threads: usize, prefetch: usize) -> Result<Self> {
+    pub fn prompts(
+        dataset: Arc<dyn Dataset>,
+        collator: Collator,
+        plan: EvalPlan,
+        threads: usize,
+        prefetch: usize,
+    ) -> Result<Self> {
         Self::spawn(dataset, plan, threads, prefetch, move |samples| collator.collate_prompts(samples))
     }
 }

@@ -34,7 +34,7 @@ pub use crate::{
     loader::{StepBatch, TrainLoader},
     open::Split,
     order::GlobalOrder,
-    parquet::{Columns, ParquetDataset, ParquetOptions},
+    parquet::{Columns, ParquetDataset, ParquetOptions, panic_becomes_error},
     permutation::Permutation,
     plan::BatchPlan,
     random::{Purpose, keyed_rng, shuffle, uniform_below},

@@ -37,7 +37,7 @@ impl TrainLoader {
     /// the next global batch: 0, or the position after the last step of a checkpoint.
     ///
     /// # Errors
-    /// [`Error::Plan`] when the order is of another number of rows than the data set; [`Error::Io`] when the system
+    /// [`Error::Plan`] when the order is of another number of rows than the data set; [`Error::Thread`] when the system
     /// gives no thread.
     pub fn spawn(
         dataset: Arc<dyn Dataset>,
@@ -59,7 +59,8 @@ impl TrainLoader {
         let make = move |item: u64| {
             let step = item / accumulate as u64;
             let first = start_position.wrapping_add(step.wrapping_mul(plan.global_batch() as u64));
-            let positions = plan.slots((item % accumulate as u64) as usize).map(|slot| first.wrapping_add(slot));
+            let positions =
+                plan.slots((item % accumulate as u64) as usize).map(|slot| first.wrapping_add(slot));
             Some(micro_batch(dataset.as_ref(), &collator, &order, positions))
         };
         let ahead = prefetch_steps.saturating_mul(accumulate);
@@ -72,7 +73,10 @@ impl TrainLoader {
     /// # Errors
     /// The first error of reading or tokenising, in the order of the samples; after it, and after the panic of a data
     /// thread, [`Error::LoaderStopped`].
-    #[expect(clippy::should_implement_trait, reason = "the stream has no end, so an iterator's `None` would be a trap")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "the stream has no end, so an iterator's `None` would be a trap"
+    )]
     pub fn next(&mut self) -> Result<StepBatch> {
         let mut micro_batches = Vec::with_capacity(self.plan.accumulate());
         for _ in 0..self.plan.accumulate() {

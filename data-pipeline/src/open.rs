@@ -11,15 +11,15 @@ use crate::{
     tokenizer::Tokenizer,
 };
 
-/// A part of the data.
+/// A part of the data. The numbers key the generated graphs and must stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Split {
     /// For training.
-    Train,
+    Train = 0,
     /// For validation during training.
-    Validation,
+    Validation = 1,
     /// For the final test.
-    Test,
+    Test = 2,
 }
 
 impl Split {
@@ -53,7 +53,9 @@ impl DataConfig {
             }
         }
         if self.max_tokens == Some(0) {
-            return Err(Error::Setting("data.max_tokens = 0 leaves no tokens; use at least 1 or leave it out".into()));
+            return Err(Error::Setting(
+                "data.max_tokens = 0 leaves no tokens; use at least 1 or leave it out".into(),
+            ));
         }
         match self.task {
             Task::Star => self.star.validate(),
@@ -87,7 +89,12 @@ impl DataConfig {
     ///
     /// # Errors
     /// When the location is not set (texts), matches nothing, or its files are damaged or of another kind.
-    pub fn open_split(&self, split: Split, tokenizer: &Arc<Tokenizer>, seed: u64) -> Result<Arc<dyn Dataset>> {
+    pub fn open_split(
+        &self,
+        split: Split,
+        tokenizer: &Arc<Tokenizer>,
+        seed: u64,
+    ) -> Result<Arc<dyn Dataset>> {
         let columns = match self.task {
             Task::Text => Columns::Language,
             Task::Star => Columns::PromptAndTarget,

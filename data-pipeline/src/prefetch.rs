@@ -49,11 +49,7 @@ impl<T: Send + 'static> Prefetch<T> {
                 }
             };
             let name = format!("ilm-data-{first}");
-            let thread = std::thread::Builder::new().name(name).spawn(work).map_err(|source| Error::Io {
-                action: "start a data thread of",
-                path: "ilm-data".into(),
-                source,
-            })?;
+            let thread = std::thread::Builder::new().name(name).spawn(work).map_err(Error::Thread)?;
             prefetch.channels.push_back(receiver);
             prefetch.threads.push(thread);
         }
@@ -85,7 +81,11 @@ mod tests {
 
     use super::*;
 
-    fn spawn(threads: usize, ahead: usize, make: impl Fn(u64) -> Option<Result<u64>> + Send + Sync + 'static) -> Prefetch<u64> {
+    fn spawn(
+        threads: usize,
+        ahead: usize,
+        make: impl Fn(u64) -> Option<Result<u64>> + Send + Sync + 'static,
+    ) -> Prefetch<u64> {
         Prefetch::spawn(threads, ahead, Arc::new(make)).unwrap()
     }
 
@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn an_error_comes_in_its_place_and_is_the_last_item() {
-        let mut items = spawn(3, 9, |index| Some(if index == 5 { Err(Error::LoaderStopped) } else { Ok(index) }));
+        let mut items =
+            spawn(3, 9, |index| Some(if index == 5 { Err(Error::LoaderStopped) } else { Ok(index) }));
         assert_eq!((0..5).map(|_| items.next().unwrap().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
         assert!(items.next().unwrap().is_err());
     }

@@ -1,13 +1,15 @@
 //! The stream of batches depends on the data position alone: not on ranks, threads or restarts.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
 };
 
 use data_pipeline::{
-    BatchPlan, Collator, Dataset, Error, EvalLoader, EvalPlan, Example, GlobalOrder, KeyedDrops, PackedBatch, Result,
-    Split, StarConfig, StarDataset, StepBatch, Tokenizer, TrainLoader,
+    BatchPlan, Collator, Dataset, Error, EvalLoader, EvalPlan, Example, GlobalOrder, KeyedDrops, PackedBatch,
+    Result, Split, StarConfig, StarDataset, StepBatch, Tokenizer, TrainLoader,
 };
 use tracing::{
     Event, Level, Metadata, Subscriber,
@@ -39,7 +41,8 @@ const GLOBAL: u64 = 64;
 fn loader(dataset: &Arc<dyn Dataset>, run: Run) -> TrainLoader {
     let order = GlobalOrder::new(dataset.groups(), 1, 4).unwrap();
     let plan = BatchPlan::new(GLOBAL as usize, run.per_device, run.rank, run.world, 64).unwrap();
-    TrainLoader::spawn(dataset.clone(), collator(), order, plan, run.start, run.threads, run.prefetch).unwrap()
+    TrainLoader::spawn(dataset.clone(), collator(), order, plan, run.start, run.threads, run.prefetch)
+        .unwrap()
 }
 
 fn steps(dataset: &Arc<dyn Dataset>, run: Run, count: usize) -> Vec<StepBatch> {
@@ -47,8 +50,11 @@ fn steps(dataset: &Arc<dyn Dataset>, run: Run, count: usize) -> Vec<StepBatch> {
     (0..count).map(|_| loader.next().unwrap()).collect()
 }
 
+/// Sample id, visible ids, and targets as (place, id, count).
+type PlainRow = (u64, Vec<i64>, Vec<(i64, i64, i64)>);
+
 /// The rows of a batch as a set that can be compared over ranks.
-fn rows(batch: &PackedBatch) -> Vec<(u64, Vec<i64>, Vec<(i64, i64, i64)>)> {
+fn rows(batch: &PackedBatch) -> Vec<PlainRow> {
     (0..batch.rows())
         .map(|row| {
             let range = batch.row_ptr[row] as usize..batch.row_ptr[row + 1] as usize;
@@ -61,8 +67,9 @@ fn rows(batch: &PackedBatch) -> Vec<(u64, Vec<i64>, Vec<(i64, i64, i64)>)> {
         .collect()
 }
 
-fn step_rows<'a>(steps: impl IntoIterator<Item = &'a StepBatch>) -> Vec<(u64, Vec<i64>, Vec<(i64, i64, i64)>)> {
-    let mut all: Vec<_> = steps.into_iter().flat_map(|step| step.micro_batches.iter().flat_map(rows)).collect();
+fn step_rows<'a>(steps: impl IntoIterator<Item = &'a StepBatch>) -> Vec<PlainRow> {
+    let mut all: Vec<_> =
+        steps.into_iter().flat_map(|step| step.micro_batches.iter().flat_map(rows)).collect();
     all.sort();
     all
 }
@@ -205,7 +212,10 @@ fn prompts_come_in_row_order_with_whole_targets() {
     let plan = EvalPlan::new(10, 4, 0, 1).unwrap();
     let batches: Vec<_> =
         EvalLoader::prompts(dataset.clone(), collator(), plan, 2, 2).unwrap().map(Result::unwrap).collect();
-    assert_eq!(batches.iter().flat_map(|batch| batch.sample_ids.clone()).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+    assert_eq!(
+        batches.iter().flat_map(|batch| batch.sample_ids.clone()).collect::<Vec<_>>(),
+        (0..10).collect::<Vec<_>>()
+    );
     for batch in &batches {
         for row in 0..batch.rows() {
             let example = dataset.example(batch.sample_ids[row]).unwrap();
@@ -252,19 +262,25 @@ fn drop_lines_are_equal_for_every_world_size() {
     let lines = Arc::new(Mutex::new(BTreeSet::new()));
     // The data threads log, so the subscriber must be global; this test binary runs each test in its own process.
     tracing::subscriber::set_global_default(Lines(lines.clone())).unwrap();
-    let mut of_world = |world: usize| {
+    let of_world = |world: usize| {
         for rank in 0..world {
             let run = Run { rank, world, per_device: 16, threads: 1, prefetch: 1, start: 0 };
             steps(&dataset, run, 2);
         }
         let all = std::mem::take(&mut *lines.lock().unwrap());
         // Work ahead logs too; the first two steps are positions 0..128.
-        let position = |line: &String| line.split_once("position=").unwrap().1.split_once(' ').unwrap().0.parse::<u64>().unwrap();
+        let position = |line: &String| {
+            line.split_once("position=").unwrap().1.split_once(' ').unwrap().0.parse::<u64>().unwrap()
+        };
         all.into_iter().filter(|line| position(line) < 128).collect::<BTreeSet<_>>()
     };
     let alone = of_world(1);
     assert_eq!(alone.len(), 128);
-    assert!(alone.iter().all(|line| line.contains("epoch=") && line.contains("sample=") && line.contains("tokens=8 ")));
+    assert!(
+        alone
+            .iter()
+            .all(|line| line.contains("epoch=") && line.contains("sample=") && line.contains("tokens=8 "))
+    );
     assert!(alone.iter().any(|line| line.contains("dropped=[0, ")));
     assert_eq!(of_world(4), alone);
 }

@@ -1,5 +1,7 @@
 //! Generated star graphs: their shape, their distribution, disjoint splits, and the same rows from files.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -110,6 +112,14 @@ fn rows_are_a_function_of_seed_split_and_row() {
     assert!(dataset.graph(600).is_err() && dataset.example(u64::MAX).is_err());
 }
 
+/// Runs are resumed by later versions: the graphs must never change.
+#[test]
+fn values_are_pinned() {
+    let paths: Vec<Vec<u32>> =
+        [easy(), medium()].iter().map(|config| graphs(config, Split::Train, 1)[0].path.clone()).collect();
+    assert_eq!(paths, [[3, 12, 6, 11, 9], [13, 2, 15, 1, 7]]);
+}
+
 #[test]
 fn no_graph_is_in_two_splits_whatever_the_seeds_and_the_order_of_edges() {
     // Few possible graphs, so that splits would collide if they could: 5 * 4 * 3 * 2 * 1 / 1 arms of 2 nodes.
@@ -159,12 +169,15 @@ fn files_hold_the_same_rows() {
     let dir = tempfile::tempdir().unwrap();
     let files = materialise(&config, 3, dir.path()).unwrap();
     let names: Vec<_> = files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
-    assert_eq!(names, [
-        "train-00000-of-00002.parquet",
-        "train-00001-of-00002.parquet",
-        "validation-00000-of-00001.parquet",
-        "test-00000-of-00001.parquet"
-    ]);
+    assert_eq!(
+        names,
+        [
+            "train-00000-of-00002.parquet",
+            "train-00001-of-00002.parquet",
+            "validation-00000-of-00001.parquet",
+            "test-00000-of-00001.parquet"
+        ]
+    );
     let location = |split: Split| Some(format!("{}/{}-*.parquet", dir.path().display(), split.name()));
     let from_files = DataConfig {
         task: Task::Star,

@@ -65,7 +65,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("star 128/4/4", 128, 27, &star, 5, 0.1),
         ("lm1b 256/4/4", 256, 30_524, &lm1b, 14, 0.1),
     ];
-    let given: Vec<i32> = std::env::args().skip(1).map(|threads| threads.parse()).collect::<Result<_, _>>()?;
+    let given: Vec<i32> =
+        std::env::args().skip(1).map(|threads| threads.parse()).collect::<Result<_, _>>()?;
     let given = if given.is_empty() { vec![1, 2] } else { given };
     println!("{:<26}{:>8}{:>14}{:>12}{:>14}", "case", "threads", "cpu ms/step", "ms/step", "examples/s");
     for threads in given {
@@ -84,9 +85,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             };
             let mut model = StoppingModel::new(shape(d_model, vocabulary, dropout), 1)?;
             let scale = 1.0 / lengths.len() as f64;
-            let mut run = |step| {
-                model.forward_backward(&batch, &LossConfig::default(), scale, Some(step), &mut |_| {})
-            };
+            let mut run =
+                |step| model.forward_backward(&batch, &LossConfig::default(), scale, Some(step), &mut |_| {});
             run(0)?;
             let mut times = Vec::new();
             let processor = processor_time()?;

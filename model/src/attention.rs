@@ -1,64 +1,143 @@
 //! Bidirectional attention inside each row, computed bucket by bucket on the packed buffer.
+//!
+//! Without dropout libtorch's fused attention is used. Its dropout draws from a process-wide generator, slowly, so with dropout
+//! the probabilities are computed explicitly.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
+use crate::dropout::Dropout;
 use crate::error::Result;
 use crate::layers::Taped;
 use crate::plan::Bucket;
 
-/// What backward needs from forward: one taped computation per bucket.
+/// What backward needs from forward, per bucket.
 #[derive(Debug)]
-pub(crate) struct AttentionTape(Vec<Taped>);
+pub(crate) struct AttentionTape(Vec<BucketTape>);
 
-/// `qkv` [N, 3, H, h] (queries and keys already rotated) -> [N, H h]; `dropout` acts on the attention probabilities.
-pub(crate) fn forward(qkv: &Tensor, buckets: &[Bucket], dropout: f64) -> Result<(Tensor, AttentionTape)> {
+#[derive(Debug)]
+enum BucketTape {
+    Fused(Taped),
+    Explicit(Explicit),
+}
+
+/// Attention with dropout on its probabilities; all [rows * heads, width, ...].
+#[derive(Debug)]
+struct Explicit {
+    /// [3, rows * heads, width, h].
+    parts: Tensor,
+    probabilities: Tensor,
+    mask: Tensor,
+    dropped: Tensor,
+}
+
+/// `qkv` [N, 3, H, h] (queries and keys already rotated) -> [N, H h].
+pub(crate) fn forward(qkv: &Tensor, buckets: &[Bucket], dropout: Dropout) -> Result<(Tensor, AttentionTape)> {
     let size = qkv.size();
     let (tokens, heads, width) = (size[0], size[2], size[3]);
     let context = Tensor::f_empty([tokens, heads, width], (qkv.kind(), qkv.device()))?;
     let mut tape = Vec::with_capacity(buckets.len());
-    for bucket in buckets {
+    for (index, bucket) in buckets.iter().enumerate() {
         let places = bucket.spread(&qkv.f_narrow(0, bucket.start, bucket.tokens)?)?;
         let places = places.f_view([bucket.rows, bucket.width, 3, heads, width])?;
-        let part = |which: i64| places.f_select(2, which)?.f_transpose(1, 2);
-        let (query, key, value) = (part(0)?, part(1)?, part(2)?);
-        let mask = bucket.padding.as_ref().map(|padding| &padding.keys);
-        let (out, taped) = Taped::record(&[&query, &key, &value], |inputs| {
-            Ok(Tensor::f_scaled_dot_product_attention(
-                &inputs[0], &inputs[1], &inputs[2], mask, dropout, false, None, false,
-            )?)
-        })?;
-        tape.push(taped);
-        let out = out.f_transpose(1, 2)?.f_reshape([bucket.rows * bucket.width, heads, width])?;
-        bucket.collect(&out, &context.f_narrow(0, bucket.start, bucket.tokens)?)?;
+        let (out, bucket_tape) = if dropout.is_off() {
+            fused(&places, bucket)?
+        } else {
+            Explicit::forward(&places, bucket, dropout.site(index as u64))?
+        };
+        tape.push(bucket_tape);
+        bucket.collect(&out.f_transpose(1, 2)?, &context.f_narrow(0, bucket.start, bucket.tokens)?)?;
     }
     Ok((context.f_view([tokens, heads * width])?, AttentionTape(tape)))
 }
 
 /// Gradient of `qkv` [N, 3, H, h], given that of the context [N, H h].
-pub(crate) fn backward(
-    tape: AttentionTape,
-    buckets: &[Bucket],
-    grad: &Tensor,
-    heads: i64,
-) -> Result<Tensor> {
+pub(crate) fn backward(tape: AttentionTape, buckets: &[Bucket], grad: &Tensor, heads: i64) -> Result<Tensor> {
     let tokens = grad.size()[0];
     let width = grad.size()[1] / heads;
     let grad = grad.f_view([tokens, heads, width])?;
     let out = Tensor::f_empty([tokens, 3, heads, width], (grad.kind(), grad.device()))?;
-    for (bucket, taped) in buckets.iter().zip(tape.0) {
+    for (bucket, tape) in buckets.iter().zip(tape.0) {
         let places = bucket.spread_zero(&grad.f_narrow(0, bucket.start, bucket.tokens)?)?;
         let places = places.f_view([bucket.rows, bucket.width, heads, width])?.f_transpose(1, 2)?;
         let target = out.f_narrow(0, bucket.start, bucket.tokens)?;
-        for (which, part) in taped.backward(&places)?.into_iter().enumerate() {
-            let part = part.f_transpose(1, 2)?.f_reshape([bucket.rows * bucket.width, heads, width])?;
-            bucket.collect(&part, &target.f_select(1, which as i64)?)?;
+        match tape {
+            BucketTape::Fused(taped) => {
+                for (which, part) in taped.backward(&places)?.into_iter().enumerate() {
+                    bucket.collect(&part.f_transpose(1, 2)?, &target.f_select(1, which as i64)?)?;
+                }
+            }
+            BucketTape::Explicit(explicit) => {
+                let parts = explicit.backward(&places)?;
+                let parts = parts.f_view([3, bucket.rows, heads, bucket.width, width])?;
+                bucket.collect(&parts.f_permute([1, 3, 0, 2, 4])?, &target)?;
+            }
         }
     }
     Ok(out)
 }
 
+/// [rows, width, 3, H, h] -> [rows, H, width, h].
+fn fused(places: &Tensor, bucket: &Bucket) -> Result<(Tensor, BucketTape)> {
+    let part = |which: i64| places.f_select(2, which)?.f_transpose(1, 2);
+    let (query, key, value) = (part(0)?, part(1)?, part(2)?);
+    let heads = query.size()[1];
+    let bias = bucket
+        .padding
+        .as_ref()
+        .map(|padding| padding.score_bias.f_view([bucket.rows, heads, 1, bucket.width]))
+        .transpose()?;
+    let (out, taped) = Taped::record(&[&query, &key, &value], |inputs| {
+        let [query, key, value] = [&inputs[0], &inputs[1], &inputs[2]];
+        let bias = bias.as_ref();
+        Ok(Tensor::f_scaled_dot_product_attention(query, key, value, bias, 0.0, false, None, false)?)
+    })?;
+    Ok((out, BucketTape::Fused(taped)))
+}
+
+impl Explicit {
+    /// [rows, width, 3, H, h] -> [rows, H, width, h].
+    fn forward(places: &Tensor, bucket: &Bucket, dropout: Dropout) -> Result<(Tensor, BucketTape)> {
+        let size = places.size();
+        let (rows, width, heads, head) = (size[0], size[1], size[3], size[4]);
+        let parts =
+            places.f_permute([2, 0, 3, 1, 4])?.f_contiguous()?.f_view([3, rows * heads, width, head])?;
+        let (query, key, value) = (parts.f_select(0, 0)?, parts.f_select(0, 1)?, parts.f_select(0, 2)?);
+        let (bias, beta) = match &bucket.padding {
+            Some(padding) => (padding.score_bias.shallow_clone(), 1.0),
+            None => (Tensor::f_zeros([1, 1, 1], (places.kind(), places.device()))?, 0.0),
+        };
+        let scores = bias.f_baddbmm(&query, &key.f_transpose(1, 2)?, beta, scale(&parts))?;
+        let probabilities = scores.f_softmax(-1, Kind::Float)?;
+        let mask = dropout.mask(&probabilities.size())?;
+        let dropped = probabilities.f_mul(&mask)?;
+        let out = dropped.f_bmm(&value)?.f_view([rows, heads, width, head])?;
+        Ok((out, BucketTape::Explicit(Self { parts, probabilities, mask, dropped })))
+    }
+
+    /// Gradient [3, rows * heads, width, h], given that of the output [rows, H, width, h].
+    fn backward(&self, grad: &Tensor) -> Result<Tensor> {
+        let part = |which: i64| self.parts.f_select(0, which);
+        let out = self.parts.f_empty_like()?;
+        let grad = grad.f_reshape(&part(0)?.size())?;
+        let _ = self.dropped.f_transpose(1, 2)?.f_bmm_out(&out.f_select(0, 2)?, &grad)?;
+        let probabilities = grad.f_bmm(&part(2)?.f_transpose(1, 2)?)?.f_mul_(&self.mask)?;
+        let mut scores =
+            Tensor::f_internal_softmax_backward_data(&probabilities, &self.probabilities, -1, Kind::Float)?;
+        let scores = scores.f_mul_scalar_(scale(&self.parts))?;
+        let _ = scores.f_bmm_out(&out.f_select(0, 0)?, &part(1)?)?;
+        let _ = scores.f_transpose(1, 2)?.f_bmm_out(&out.f_select(0, 1)?, &part(0)?)?;
+        Ok(out)
+    }
+}
+
+/// 1 / sqrt(h) of [..., h].
+fn scale(parts: &Tensor) -> f64 {
+    let size = parts.size();
+    (size[size.len() - 1] as f64).sqrt().recip()
+}
+
 impl Bucket {
-    /// Packed tokens -> padded places; padding repeats a real token, which the key mask hides.
+    /// Packed tokens -> padded places; padding repeats a real token, which the score bias hides.
     fn spread(&self, packed: &Tensor) -> Result<Tensor> {
         Ok(match &self.padding {
             None => packed.shallow_clone(),
@@ -69,17 +148,22 @@ impl Bucket {
     /// Packed tokens -> padded places; padding is zero, as nothing reads the context there.
     fn spread_zero(&self, packed: &Tensor) -> Result<Tensor> {
         let Some(padding) = &self.padding else { return Ok(packed.shallow_clone()) };
-        let places = packed.f_index_select(0, &padding.token_of_place)?;
-        let keys = padding.keys.f_view([self.rows * self.width, 1, 1])?;
-        Ok(places.f_mul(&keys)?)
+        Ok(packed.f_index_select(0, &padding.token_of_place)?.f_mul_(&padding.real)?)
     }
 
-    /// Padded places -> packed tokens.
+    /// Padded places [rows, width, ...] -> packed tokens [tokens, ...].
     fn collect(&self, places: &Tensor, packed: &Tensor) -> Result<()> {
-        let mut target = packed.shallow_clone();
+        let mut size = packed.size();
         match &self.padding {
-            None => target.f_copy_(places)?,
-            Some(padding) => target.f_copy_(&places.f_index_select(0, &padding.place_of_token)?)?,
+            None => {
+                size.splice(0..1, [self.rows, self.width]);
+                packed.f_view(size.as_slice())?.f_copy_(places)?;
+            }
+            Some(padding) => {
+                size[0] = self.rows * self.width;
+                let tokens = places.f_reshape(&size)?.f_index_select(0, &padding.place_of_token)?;
+                packed.shallow_clone().f_copy_(&tokens)?;
+            }
         }
         Ok(())
     }

@@ -5,8 +5,9 @@ use tch::Tensor;
 use crate::arena::Arena;
 use crate::attention::{self, AttentionTape};
 use crate::config::{Activation, ModelShape};
+use crate::dropout::{Dropout, Mask};
 use crate::error::Result;
-use crate::layers::{Dropout, LayerNorm, Linear, Taped};
+use crate::layers::{LayerNorm, Linear, Taped};
 use crate::plan::Bucket;
 use crate::rotary::Turns;
 
@@ -58,6 +59,7 @@ pub(crate) struct Block {
     narrow: Linear,
     activation: Activation,
     heads: i64,
+    index: u64,
 }
 
 /// What a block's backward needs from its forward.
@@ -67,13 +69,13 @@ pub(crate) struct BlockTape {
     normed1: Tensor,
     attention: AttentionTape,
     context: Tensor,
-    kept1: Option<Tensor>,
+    mask1: Mask,
     norm2: Taped,
     normed2: Tensor,
     /// Before the activation for GELU, after it for ReLU (whose gradient needs only the sign).
     widened: Tensor,
     activated: Tensor,
-    kept2: Option<Tensor>,
+    mask2: Mask,
 }
 
 impl Block {
@@ -89,37 +91,48 @@ impl Block {
             narrow: Linear::new(arena, &name("mlp.2"), true)?,
             activation: shape.config.activation,
             heads: shape.config.nhead,
+            index: index as u64,
         })
     }
 
     /// [N, d] -> [N, d].
     pub(crate) fn forward(&self, x: &Tensor, flow: &Flow) -> Result<(Tensor, BlockTape)> {
+        let dropout = flow.dropout.site(self.index);
         let (normed1, norm1) = self.norm1.forward(x)?;
         let qkv = self.qkv.forward(&normed1)?.f_view([x.size()[0], 3, self.heads, -1])?;
         flow.turns.apply_(&qkv.f_narrow(1, 0, 2)?)?;
-        let (context, attention) = attention::forward(&qkv, flow.buckets, flow.dropout.0)?;
-        let (mut middle, kept1) = flow.dropout.forward(self.output.forward(&context)?)?;
+        let (context, attention) = attention::forward(&qkv, flow.buckets, dropout.site(0))?;
+        let (mut middle, mask1) = dropout.site(1).apply(self.output.forward(&context)?)?;
         let middle = middle.f_add_(x)?;
 
         let (normed2, norm2) = self.norm2.forward(&middle)?;
         let (widened, activated) = self.activate(self.widen.forward(&normed2)?)?;
-        let (mut out, kept2) = flow.dropout.forward(self.narrow.forward(&activated)?)?;
+        let (mut out, mask2) = dropout.site(2).apply(self.narrow.forward(&activated)?)?;
         let out = out.f_add_(&middle)?;
         let tape = BlockTape {
-            norm1, normed1, attention, context, kept1, norm2, normed2, widened, activated, kept2,
+            norm1,
+            normed1,
+            attention,
+            context,
+            mask1,
+            norm2,
+            normed2,
+            widened,
+            activated,
+            mask2,
         };
         Ok((out, tape))
     }
 
     /// Adds the block's gradients and returns that of its input.
     pub(crate) fn backward(&self, tape: BlockTape, grad: &Tensor, flow: &Flow) -> Result<Tensor> {
-        let branch = flow.dropout.backward(tape.kept2.as_ref(), grad)?;
+        let branch = tape.mask2.backward(grad)?;
         let widened = self.narrow.backward(&tape.activated, &branch)?;
         let widened = self.activate_backward(&tape.widened, widened)?;
         let normed = self.widen.backward(&tape.normed2, &widened)?;
         let middle = self.norm2.backward(tape.norm2, &normed)?.f_add_(grad)?;
 
-        let branch = flow.dropout.backward(tape.kept1.as_ref(), &middle)?;
+        let branch = tape.mask1.backward(&middle)?;
         let context = self.output.backward(&tape.context, &branch)?;
         let qkv = attention::backward(tape.attention, flow.buckets, &context, self.heads)?;
         flow.turns.undo_(&qkv.f_narrow(1, 0, 2)?)?;

@@ -95,7 +95,10 @@ fn check_len(name: &str, found: usize, expected: usize) -> Result<()> {
     if found == expected {
         return Ok(());
     }
-    Err(Error::Batch { place: name.to_owned(), problem: format!("it has {found} entries instead of {expected}") })
+    Err(Error::Batch {
+        place: name.to_owned(),
+        problem: format!("it has {found} entries instead of {expected}"),
+    })
 }
 
 fn check_pointers(name: &str, pointers: &[i64], count: usize, end: usize) -> Result<()> {

@@ -146,7 +146,9 @@ impl ModelShape {
             )));
         }
         if !(1..=LARGEST_WIDTH).contains(max_length) {
-            return Err(Error::Config(format!("model.max_length = {max_length} must lie in 1..={LARGEST_WIDTH}")));
+            return Err(Error::Config(format!(
+                "model.max_length = {max_length} must lie in 1..={LARGEST_WIDTH}"
+            )));
         }
         Ok(())
     }

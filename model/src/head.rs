@@ -4,8 +4,9 @@ use tch::{Kind, Tensor};
 
 use crate::arena::Arena;
 use crate::config::LossConfig;
+use crate::dropout::{Dropout, Mask};
 use crate::error::Result;
-use crate::layers::{Dropout, LayerNorm, Linear, Taped};
+use crate::layers::{LayerNorm, Linear, Taped};
 
 /// Residual two-layer perceptron and a linear map to the classes "complete" (0) and "tokens missing" (1).
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub(crate) struct StopTape {
     norm: Taped,
     normed: Tensor,
     widened: Tensor,
-    kept: Option<Tensor>,
+    mask: Mask,
     features: Tensor,
 }
 
@@ -41,16 +42,16 @@ impl StopHead {
     pub(crate) fn forward(&self, cls: &Tensor, dropout: Dropout) -> Result<(Tensor, StopTape)> {
         let (normed, norm) = self.norm.forward(cls)?;
         let widened = self.widen.forward(&normed)?.f_tanh_()?;
-        let (mut features, kept) = dropout.forward(self.narrow.forward(&widened)?)?;
+        let (mut features, mask) = dropout.apply(self.narrow.forward(&widened)?)?;
         let features = features.f_add_(cls)?;
         let logits = self.output.forward(&features)?;
-        Ok((logits, StopTape { norm, normed, widened, kept, features }))
+        Ok((logits, StopTape { norm, normed, widened, mask, features }))
     }
 
     /// Adds the head's gradients and returns that of the CLS states.
-    pub(crate) fn backward(&self, tape: StopTape, grad: &Tensor, dropout: Dropout) -> Result<Tensor> {
+    pub(crate) fn backward(&self, tape: StopTape, grad: &Tensor) -> Result<Tensor> {
         let features = self.output.backward(&tape.features, grad)?;
-        let branch = dropout.backward(tape.kept.as_ref(), &features)?;
+        let branch = tape.mask.backward(&features)?;
         let widened = self.narrow.backward(&tape.widened, &branch)?;
         let widened = Tensor::f_tanh_backward(&widened, &tape.widened)?;
         let normed = self.widen.backward(&tape.normed, &widened)?;

@@ -1,9 +1,10 @@
-//! Linear map, layer norm and dropout with explicit backward passes that add into the gradient arena.
+//! Linear map and layer norm with explicit backward passes that add into the gradient arena.
 
 use tch::{Kind, Tensor};
 
 use crate::arena::Arena;
 use crate::error::Result;
+use crate::gemm;
 
 /// A piece of computation whose backward tch offers only through autograd: inputs are cut off, the output keeps its graph.
 #[derive(Debug)]
@@ -50,39 +51,17 @@ impl Linear {
 
     /// [N, in] -> [N, out].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let transposed = self.weight.f_tr()?;
-        Ok(match &self.bias {
-            Some((bias, _)) => bias.f_addmm(x, &transposed)?,
-            None => x.f_mm(&transposed)?,
-        })
-    }
-
-    /// As [`Linear::forward`] of a map without bias, into an existing buffer.
-    pub(crate) fn forward_out(&self, x: &Tensor, out: &Tensor) -> Result<()> {
-        let _ = x.f_mm_out(out, &self.weight.f_tr()?)?;
-        Ok(())
+        gemm::linear(x, &self.weight, self.bias.as_ref().map(|(bias, _)| bias))
     }
 
     /// Adds the parameters' gradients and returns the input's.
     pub(crate) fn backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        self.backward_params(x, grad)?;
-        Ok(grad.f_mm(&self.weight)?)
-    }
-
-    /// As [`Linear::backward`], the input's gradient into an existing buffer.
-    pub(crate) fn backward_out(&self, x: &Tensor, grad: &Tensor, out: &Tensor) -> Result<()> {
-        self.backward_params(x, grad)?;
-        let _ = grad.f_mm_out(out, &self.weight)?;
-        Ok(())
-    }
-
-    fn backward_params(&self, x: &Tensor, grad: &Tensor) -> Result<()> {
-        let _ = self.weight_grad.shallow_clone().f_addmm_(&grad.f_tr()?, x)?;
+        gemm::add_weight_grad(&self.weight_grad, grad, x)?;
         if let Some((_, bias_grad)) = &self.bias {
             let sum = grad.f_sum_dim_intlist(0, false, Kind::Float)?;
             let _ = bias_grad.shallow_clone().f_add_(&sum)?;
         }
-        Ok(())
+        gemm::input_grad(grad, &self.weight)
     }
 }
 
@@ -118,28 +97,5 @@ impl LayerNorm {
             let _ = target.shallow_clone().f_add_(&grad)?;
         }
         Ok(input.expect("one gradient per taped input, and the input is the first"))
-    }
-}
-
-/// Zeroes each element with probability p and scales the rest by 1/(1-p); p = 0 does nothing at all.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Dropout(pub(crate) f64);
-
-impl Dropout {
-    /// The result and, if anything can be dropped, which elements were kept.
-    pub(crate) fn forward(self, x: Tensor) -> Result<(Tensor, Option<Tensor>)> {
-        if self.0 == 0.0 {
-            return Ok((x, None));
-        }
-        let (out, kept) = x.f_native_dropout(self.0, true)?;
-        Ok((out, Some(kept)))
-    }
-
-    /// Gradient of the input.
-    pub(crate) fn backward(self, kept: Option<&Tensor>, grad: &Tensor) -> Result<Tensor> {
-        Ok(match kept {
-            Some(kept) => Tensor::f_native_dropout_backward(grad, kept, (1.0 - self.0).recip())?,
-            None => grad.shallow_clone(),
-        })
     }
 }

@@ -65,55 +65,33 @@ impl Targets {
     }
 }
 
-/// Computes the joint loss group by group; keeps its logits buffer between calls.
-#[derive(Debug, Default)]
-pub(crate) struct JointLoss {
-    logits: Option<Tensor>,
-}
-
-impl JointLoss {
-    /// Per-example loss (sorted order) of `hidden` [M, d]; with `scale`, adds `scale` times the gradient of the output matrix
-    /// and returns that of `hidden`. An example wider than the budget is a group of its own.
-    pub(crate) fn run(
-        &mut self,
-        output: &Linear,
-        vocabulary: i64,
-        hidden: &Tensor,
-        targets: &Targets,
-        budget_mib: usize,
-        scale: Option<f64>,
-    ) -> Result<(Vec<f64>, Option<Tensor>)> {
-        let mut losses = vec![0.0; targets.n_drops.len()];
-        let grad = scale.map(|_| hidden.f_empty_like()).transpose()?;
-        let most_rows = (budget_mib << 20) / (4 * vocabulary as usize);
-        for group in groups(&targets.examples, most_rows) {
-            let first = group[0].rows.start;
-            let rows = group[group.len() - 1].rows.end - first;
-            let narrow = |tensor: &Tensor| tensor.f_narrow(0, first as i64, rows as i64);
-            let hidden = narrow(hidden)?;
-            let logits = self.buffer(rows as i64, vocabulary, &hidden)?;
-            output.forward_out(&hidden, &logits)?;
-            let softmax = GroupSoftmax::new(logits, group, vocabulary)?;
-            for (example, loss) in group.iter().zip(&softmax.losses) {
-                losses[example.place] = *loss;
-            }
-            if let (Some(scale), Some(grad)) = (scale, &grad) {
-                let grad_logits = softmax.into_grad(scale)?;
-                output.backward_out(&hidden, &grad_logits, &narrow(grad)?)?;
-            }
+/// Per-example loss (sorted order) of `hidden` [M, d], group by group; with `scale`, adds `scale` times the gradient of the
+/// output matrix and returns that of `hidden`. An example wider than the budget is a group of its own.
+pub(crate) fn joint_loss(
+    output: &Linear,
+    vocabulary: i64,
+    hidden: &Tensor,
+    targets: &Targets,
+    budget_mib: usize,
+    scale: Option<f64>,
+) -> Result<(Vec<f64>, Option<Tensor>)> {
+    let mut losses = vec![0.0; targets.n_drops.len()];
+    let mut grads = Vec::new();
+    let most_rows = budget_mib.saturating_mul(1 << 20) / (4 * vocabulary as usize);
+    for group in groups(&targets.examples, most_rows) {
+        let first = group[0].rows.start;
+        let rows = group[group.len() - 1].rows.end - first;
+        let hidden = hidden.f_narrow(0, first as i64, rows as i64)?;
+        let softmax = GroupSoftmax::new(output.forward(&hidden)?, group, vocabulary)?;
+        for (example, loss) in group.iter().zip(&softmax.losses) {
+            losses[example.place] = *loss;
         }
-        Ok((losses, grad))
-    }
-
-    /// A [rows, vocabulary] view of a buffer that only ever grows.
-    fn buffer(&mut self, rows: i64, vocabulary: i64, like: &Tensor) -> Result<Tensor> {
-        let fits = self.logits.as_ref().is_some_and(|buffer| buffer.numel() as i64 >= rows * vocabulary);
-        if !fits {
-            self.logits = Some(Tensor::f_empty([rows * vocabulary], (Kind::Float, like.device()))?);
+        if let Some(scale) = scale {
+            grads.push(output.backward(&hidden, &softmax.into_grad(scale)?)?);
         }
-        let buffer = self.logits.as_ref().expect("just filled if it was missing or too small");
-        Ok(buffer.f_narrow(0, 0, rows * vocabulary)?.f_view([rows, vocabulary])?)
     }
+    let grad = scale.map(|_| Tensor::f_cat(&grads, 0)).transpose()?;
+    Ok((losses, grad))
 }
 
 /// Consecutive whole examples of at most `most_rows` rows in all, but at least one.
@@ -162,8 +140,12 @@ impl GroupSoftmax {
             let rows = example.rows.start - first..example.rows.end - first;
             let log_sum = log_sum_exp(&maxima[rows.clone()], &sums[rows.clone()]);
             let total: f64 = example.targets.iter().map(|target| target.2).sum();
-            let scores: f64 =
-                example.targets.iter().zip(&mut next_target).map(|(target, &z)| target.2 * f64::from(z)).sum();
+            let scores: f64 = example
+                .targets
+                .iter()
+                .zip(&mut next_target)
+                .map(|(target, &z)| target.2 * f64::from(z))
+                .sum();
             losses.push(total * log_sum - scores);
             for row in rows {
                 row_factors[row] = total * (f64::from(maxima[row]) - log_sum).exp();

@@ -1,6 +1,6 @@
 //! How a micro-batch is computed: rows sorted by length, and cut into buckets that attend together.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::batch::Batch;
 use crate::error::Result;
@@ -50,7 +50,7 @@ impl Plan {
         let (tokens, positions) = (pick(batch.tokens)?, pick(batch.positions)?);
         let buckets = cut(&row_ptr, heads)
             .into_iter()
-            .map(|rows| Bucket::new(&row_ptr[rows.start..=rows.end]))
+            .map(|rows| Bucket::new(&row_ptr[rows.start..=rows.end], heads))
             .collect::<Result<_>>()?;
         let restore = (!sorted).then(|| Tensor::f_from_slice(&invert(&source))).transpose()?;
         Ok(Self { order, row_ptr, tokens, positions, cls, buckets, restore })
@@ -96,47 +96,53 @@ pub(crate) struct Padding {
     pub(crate) token_of_place: Tensor,
     /// [tokens] place of each token.
     pub(crate) place_of_token: Tensor,
-    /// [rows, 1, 1, width] true where a key is a token.
-    pub(crate) keys: Tensor,
+    /// [rows * heads, 1, width] what is added to the scores: 0 for a token, minus infinity for padding.
+    pub(crate) score_bias: Tensor,
+    /// [rows * width, 1, 1] 1 for a token, 0 for padding.
+    pub(crate) real: Tensor,
 }
 
 impl Bucket {
     /// From the row pointers of its rows and of the row behind.
-    fn new(row_ptr: &[i64]) -> Result<Self> {
+    fn new(row_ptr: &[i64], heads: i64) -> Result<Self> {
         let start = row_ptr[0];
         let rows = row_ptr.len() as i64 - 1;
         let tokens = row_ptr[row_ptr.len() - 1] - start;
         let width = row_ptr.windows(2).map(|row| row[1] - row[0]).max().unwrap_or(0);
-        let padding = if tokens == rows * width { None } else { Some(Padding::new(row_ptr, width)?) };
+        let padding = if tokens == rows * width { None } else { Some(Padding::new(row_ptr, width, heads)?) };
         Ok(Self { start, tokens, rows, width, padding })
     }
 }
 
 impl Padding {
-    fn new(row_ptr: &[i64], width: i64) -> Result<Self> {
-        let (mut token_of_place, mut place_of_token, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+    fn new(row_ptr: &[i64], width: i64, heads: i64) -> Result<Self> {
+        let (mut token_of_place, mut place_of_token) = (Vec::new(), Vec::new());
+        let (mut real, mut score_bias) = (Vec::new(), Vec::new());
         for row in row_ptr.windows(2) {
             let (first, len) = (row[0] - row_ptr[0], row[1] - row[0]);
             for column in 0..width {
-                let real = column < len;
-                if real {
+                if column < len {
                     place_of_token.push(token_of_place.len() as i64);
                 }
-                token_of_place.push(if real { first + column } else { first });
-                keys.push(real);
+                token_of_place.push(if column < len { first + column } else { first });
+                real.push(if column < len { 1f32 } else { 0.0 });
+            }
+            for _ in 0..heads {
+                score_bias.extend((0..width).map(|key| if key < len { 0.0 } else { f32::NEG_INFINITY }));
             }
         }
         let rows = row_ptr.len() as i64 - 1;
         Ok(Self {
             token_of_place: Tensor::f_from_slice(&token_of_place)?,
             place_of_token: Tensor::f_from_slice(&place_of_token)?,
-            keys: Tensor::f_from_slice(&keys)?.f_to_kind(Kind::Bool)?.f_view([rows, 1, 1, width])?,
+            score_bias: Tensor::f_from_slice(&score_bias)?.f_view([rows * heads, 1, width])?,
+            real: Tensor::f_from_slice(&real)?.f_view([rows * width, 1, 1])?,
         })
     }
 }
 
 /// What one more bucket costs, in attention scores computed for one head.
-const BUCKET_COST: i64 = 40_000;
+const BUCKET_COST: i64 = 200000;
 
 /// Cuts sorted rows into buckets: of all ways that keep rows of equal length together, the one with the least scores
 /// computed plus [`BUCKET_COST`] for each bucket.

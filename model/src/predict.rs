@@ -88,7 +88,9 @@ impl Predictor {
         let outside = suppressed.iter().find(|id| !(0..shape.num_embeddings).contains(id));
         if let Some(id) = outside {
             let vocabulary = shape.num_embeddings;
-            return Err(Error::Config(format!("the suppressed token {id} is not in the vocabulary of {vocabulary}")));
+            return Err(Error::Config(format!(
+                "the suppressed token {id} is not in the vocabulary of {vocabulary}"
+            )));
         }
         Ok(Self { config, suppressed: suppressed.to_vec(), max_length })
     }
@@ -142,7 +144,14 @@ impl Predictor {
     }
 
     /// One model evaluation of the active rows, and one insertion into each that goes on.
-    fn step(&self, model: &StoppingModel, rows: &mut [&mut Row], seed: u64, step: u64, forced: bool) -> Result<()> {
+    fn step(
+        &self,
+        model: &StoppingModel,
+        rows: &mut [&mut Row],
+        seed: u64,
+        step: u64,
+        forced: bool,
+    ) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let plan = plan(model, rows)?;
         let hidden = model.hidden(&plan)?;
@@ -232,8 +241,7 @@ impl Predictor {
                 Some(start)
             })
             .collect();
-        let mut rngs: Vec<_> =
-            ids.iter().map(|&id| keyed_rng(seed, Purpose::Predict, id, step)).collect();
+        let mut rngs: Vec<_> = ids.iter().map(|&id| keyed_rng(seed, Purpose::Predict, id, step)).collect();
         let Self { config, .. } = self;
         let Some(second) = config.second_sampling_method else {
             return (starts.iter().zip(gaps).zip(&mut rngs))

@@ -39,8 +39,7 @@ mod tests {
 
     #[test]
     fn every_part_of_the_key_changes_the_stream() {
-        let first =
-            |seed, purpose, a, b| keyed_rng(seed, purpose, a, b).next_u64();
+        let first = |seed, purpose, a, b| keyed_rng(seed, purpose, a, b).next_u64();
         let base = first(1, Purpose::Predict, 2, 3);
         assert_eq!(base, first(1, Purpose::Predict, 2, 3));
         for other in [

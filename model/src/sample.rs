@@ -36,7 +36,8 @@ pub fn sample_top_p(p: f64, scores: &[f32], mut uniform: impl FnMut() -> f64) ->
 
 /// Which entries [`sample_top_p`] may choose.
 fn nucleus(p: f64, scores: &[f32]) -> Vec<bool> {
-    let mut order: Vec<usize> = (0..scores.len()).filter(|&index| scores[index] > f32::NEG_INFINITY).collect();
+    let mut order: Vec<usize> =
+        (0..scores.len()).filter(|&index| scores[index] > f32::NEG_INFINITY).collect();
     order.sort_unstable_by(|&a, &b| descending(scores, a, b));
     let mut kept = vec![false; scores.len()];
     let Some(&top) = order.first() else { return kept };

@@ -9,12 +9,13 @@ use crate::arena::Arena;
 use crate::backbone::{Block, BlockTape, Embedding, Flow};
 use crate::batch::Batch;
 use crate::config::{LossConfig, ModelShape};
+use crate::dropout::Dropout;
 use crate::error::Result;
 use crate::head::{StopHead, stopping_loss, to_pairs};
 use crate::init;
-use crate::layers::{Dropout, LayerNorm, Linear};
+use crate::layers::{LayerNorm, Linear};
 use crate::layout::ParamLayout;
-use crate::loss::{JointLoss, Targets};
+use crate::loss::{Targets, joint_loss};
 use crate::plan::Plan;
 use crate::rotary::Rotary;
 
@@ -67,7 +68,6 @@ pub struct StoppingModel {
     final_norm: Option<LayerNorm>,
     output: Linear,
     stop: StopHead,
-    joint: JointLoss,
 }
 
 impl StoppingModel {
@@ -81,8 +81,7 @@ impl StoppingModel {
         let mut arena = Arena::zeros(layout)?;
         init::initialise(&mut arena, &shape, seed)?;
         let config = &shape.config;
-        let blocks =
-            (0..config.num_layers).map(|i| Block::new(&arena, &shape, i)).collect::<Result<_>>()?;
+        let blocks = (0..config.num_layers).map(|i| Block::new(&arena, &shape, i)).collect::<Result<_>>()?;
         let final_norm = (!config.final_layer_without_normalization)
             .then(|| LayerNorm::new(&arena, "output_layer.norm_final", config.layer_norm_eps))
             .transpose()?;
@@ -94,7 +93,6 @@ impl StoppingModel {
             final_norm,
             output: Linear::new(&arena, "output_layer.linear", false)?,
             stop: StopHead::new(&arena, config.layer_norm_eps)?,
-            joint: JointLoss::default(),
             shape,
             arena,
         })
@@ -119,8 +117,8 @@ impl StoppingModel {
     ///
     /// `on_ready` is called with a range of the arena as soon as it has this micro-batch's whole contribution: first what
     /// follows the last block, then the blocks from the last to the first, then the embedding; together the whole arena.
-    /// `dropout_seed` none turns dropout off; otherwise it seeds libtorch's process-wide generator. After an error the
-    /// gradients hold part of the contribution and must be zeroed.
+    /// `dropout_seed` none turns dropout off; what is dropped depends on the seed and the batch's shape only. After an error
+    /// the gradients hold part of the contribution and must be zeroed.
     ///
     /// # Errors
     /// A malformed batch, settings out of range, or memory is short.
@@ -139,12 +137,13 @@ impl StoppingModel {
             return Ok(LossParts::default());
         }
         let _guard = tch::no_grad_guard();
-        let dropout = self.dropout(dropout_seed);
+        let dropout = dropout_seed.map_or(Dropout::OFF, |seed| Dropout::new(self.shape.config.dropout, seed));
         let plan = Plan::new(batch, self.shape.config.nhead)?;
         let flow = self.flow(&plan, dropout)?;
         let (hidden, tapes) = self.encode(&plan, &flow)?;
 
-        let (parts, mut grad) = self.heads_backward(batch, &plan, &hidden, loss, scale, dropout)?;
+        let head_dropout = dropout.site(self.blocks.len() as u64);
+        let (parts, mut grad) = self.heads_backward(batch, &plan, &hidden, loss, scale, head_dropout)?;
         let mut stages = self.stages.iter().cloned();
         stages.next().map(&mut *on_ready);
         for (block, tape) in self.blocks.iter().zip(tapes).rev() {
@@ -175,7 +174,7 @@ impl StoppingModel {
         } else {
             let rows = self.output_rows(&hidden.f_index_select(0, &targets.rows)?)?;
             let (vocabulary, budget) = (self.shape.num_embeddings, loss.head_budget_mib);
-            JointLoss::default().run(&self.output, vocabulary, &rows, &targets, budget, None)?.0
+            joint_loss(&self.output, vocabulary, &rows, &targets, budget, None)?.0
         };
         let pairs = to_pairs(&self.stop_logits(&plan, &hidden)?)?;
         Ok(parts(&plan, &targets, ce, pairs, loss))
@@ -200,7 +199,7 @@ impl StoppingModel {
 
     /// Hidden states [N, d] of the plan's sorted tokens, without dropout.
     pub(crate) fn hidden(&self, plan: &Plan) -> Result<Tensor> {
-        let flow = self.flow(plan, Dropout(0.0))?;
+        let flow = self.flow(plan, Dropout::OFF)?;
         let mut x = self.embedding.forward(&plan.tokens)?;
         for block in &self.blocks {
             x = block.forward(&x, &flow)?.0;
@@ -211,7 +210,7 @@ impl StoppingModel {
     /// Class logits [B, 2] of the plan's sorted rows, without dropout.
     pub(crate) fn stop_logits(&self, plan: &Plan, hidden: &Tensor) -> Result<Tensor> {
         let cls = hidden.f_index_select(0, &Tensor::f_from_slice(&plan.cls)?)?;
-        Ok(self.stop.forward(&cls, Dropout(0.0))?.0)
+        Ok(self.stop.forward(&cls, Dropout::OFF)?.0)
     }
 
     /// Token logits [M, V] of hidden states [M, d].
@@ -224,12 +223,6 @@ impl StoppingModel {
             Some(norm) => norm.forward(hidden)?.0,
             None => hidden.shallow_clone(),
         })
-    }
-
-    fn dropout(&self, seed: Option<u64>) -> Dropout {
-        let Some(seed) = seed.filter(|_| self.shape.config.dropout > 0.0) else { return Dropout(0.0) };
-        tch::manual_seed(seed as i64);
-        Dropout(self.shape.config.dropout)
     }
 
     fn flow<'a>(&self, plan: &'a Plan, dropout: Dropout) -> Result<Flow<'a>> {
@@ -249,7 +242,7 @@ impl StoppingModel {
 
     /// Both heads: losses, the heads' gradients, and the gradient of the hidden states [N, d].
     fn heads_backward(
-        &mut self,
+        &self,
         batch: &Batch,
         plan: &Plan,
         hidden: &Tensor,
@@ -271,14 +264,14 @@ impl StoppingModel {
             .map(|value| (scale * value) as f32)
             .collect();
         let stop_grads = Tensor::f_from_slice(&stop_grads)?.f_view([-1, 2])?;
-        let cls_grad = self.stop.backward(stop_tape, &stop_grads, dropout)?;
+        let cls_grad = self.stop.backward(stop_tape, &stop_grads)?;
         let grad = grad.f_index_add_(0, &cls_index, &cls_grad)?;
         Ok((parts(plan, &targets, ce, pairs, loss), grad))
     }
 
     /// Token losses of the sorted rows and their gradient by the hidden states.
     fn tokens_backward(
-        &mut self,
+        &self,
         targets: &Targets,
         hidden: &Tensor,
         loss: &LossConfig,
@@ -296,8 +289,7 @@ impl StoppingModel {
             taped = Some((norm, tape));
         }
         let (vocabulary, budget) = (self.shape.num_embeddings, loss.head_budget_mib);
-        let (ce, rows_grad) =
-            self.joint.run(&self.output, vocabulary, &rows, targets, budget, Some(scale))?;
+        let (ce, rows_grad) = joint_loss(&self.output, vocabulary, &rows, targets, budget, Some(scale))?;
         let rows_grad = rows_grad.expect("a scale was given, so there is a gradient");
         let rows_grad = match taped {
             Some((norm, tape)) => norm.backward(tape, &rows_grad)?,
@@ -308,13 +300,7 @@ impl StoppingModel {
     }
 }
 
-fn parts(
-    plan: &Plan,
-    targets: &Targets,
-    ce: Vec<f64>,
-    pairs: Vec<[f32; 2]>,
-    loss: &LossConfig,
-) -> LossParts {
+fn parts(plan: &Plan, targets: &Targets, ce: Vec<f64>, pairs: Vec<[f32; 2]>, loss: &LossConfig) -> LossParts {
     let length: Vec<f64> = pairs
         .iter()
         .zip(&targets.n_drops)

@@ -22,8 +22,7 @@ fn golden_model_outputs_at_real_positions() {
         let given = inputs.find(&format!("{case}.cls_position")).map_or(&zeros, |cls| &cls.ints);
         // some cases point at padding, whose hidden state packed rows do not have
         let is_real = |row: usize| mask[row * width + given[row] as usize] != 0;
-        let first_real =
-            |row: usize| mask[row * width..].iter().position(|&real| real != 0).unwrap() as i64;
+        let first_real = |row: usize| mask[row * width..].iter().position(|&real| real != 0).unwrap() as i64;
         let cls: Vec<i64> =
             (0..rows).map(|row| if is_real(row) { given[row] } else { first_real(row) }).collect();
         let positions = inputs.ints(&format!("{case}.positions"));
@@ -55,7 +54,8 @@ fn golden_decay_groups() {
             .filter(|entry| entry.decay == decay)
             .map(|entry| entry.name.as_str())
             .collect();
-        let expected: Vec<&str> = config[key].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        let expected: Vec<&str> =
+            config[key].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
         assert_eq!(found, expected);
     }
 }
@@ -89,7 +89,11 @@ fn golden_initial_moments() {
         let largest = values.iter().fold(0f64, |top, &value| top.max(f64::from(value.abs())));
         if !entry.name.starts_with("embed") {
             let bound = reference("max").max(-reference("min"));
-            assert!(largest <= bound * 1.05 + 1e-9, "{} reaches {largest}, the reference {bound}", entry.name);
+            assert!(
+                largest <= bound * 1.05 + 1e-9,
+                "{} reaches {largest}, the reference {bound}",
+                entry.name
+            );
         }
     }
     let width = 192;

@@ -46,7 +46,8 @@ fn case(name: &str) {
             id: row as u64,
             tokens: row_of(&ids.ints, row),
             token_types: row_of(golden.ints("batch.token_type_ids"), row),
-            closed: constraint.map(|closed| row_of(&closed.ints, row).iter().map(|&value| value != 0).collect()),
+            closed: constraint
+                .map(|closed| row_of(&closed.ints, row).iter().map(|&value| value != 0).collect()),
             max_length: oracle.map(|lengths| lengths.ints[row] as usize),
         })
         .collect();
@@ -141,7 +142,8 @@ fn golden_metrics_beside_the_corrected_ones() {
         let exact: f64 = rows
             .iter()
             .map(|row| {
-                let end = |tokens: &[i64]| tokens.iter().rposition(|&id| id != PAD).map_or(0, |last| last + 1);
+                let end =
+                    |tokens: &[i64]| tokens.iter().rposition(|&id| id != PAD).map_or(0, |last| last + 1);
                 let target = &row.target[..end(row.target)];
                 let predicted = &row.predicted[..end(row.predicted)];
                 f64::from(u8::from(score(Scored { prompt: row.prompt, target, predicted }).exact_match))

@@ -6,9 +6,7 @@ use std::process::Command;
 
 use test_support::data_dir;
 
-use crate::program::{
-    Finished, checkpoint_path, checkpoint_steps, figures, program, run, tiny_star, worker,
-};
+use crate::program::{Finished, checkpoint_path, checkpoint_steps, figures, program, run, tiny_star, worker};
 
 const CONFIG: i32 = 2;
 const DATA: i32 = 3;
@@ -21,7 +19,12 @@ fn tokenizer() -> String {
 fn train_on(file: &Path, run_dir: &Path, tokenizer: &str) -> Finished {
     let mut command = worker();
     command.args(["--experiment", "lm1b_ilm", "model=rotary_tiny", "trainer.threads=1"]);
-    command.args(["per_device_batch_size=16", "global_batch_size=64", "trainer.max_steps=7", "block_size=32"]);
+    command.args([
+        "per_device_batch_size=16",
+        "global_batch_size=64",
+        "trainer.max_steps=7",
+        "block_size=32",
+    ]);
     command.arg(format!("data.train={}", file.display())).arg(format!("data.tokenizer={tokenizer}"));
     run(command.arg("--run-dir").arg(run_dir))
 }
@@ -74,7 +77,10 @@ fn a_missing_or_broken_tokenizer_is_named() {
 }
 
 fn train_star(run_dir: &Path, settings: &[&str]) -> Finished {
-    run(worker().args(tiny_star(run_dir)).args(["trainer.max_steps=6", "checkpoint.every_n_steps=2"]).args(settings))
+    run(worker()
+        .args(tiny_star(run_dir))
+        .args(["trainer.max_steps=6", "checkpoint.every_n_steps=2"])
+        .args(settings))
 }
 
 #[test]
@@ -103,7 +109,11 @@ fn a_flipped_byte_falls_back_to_the_older_checkpoint() {
     fs::write(&shard, bytes).expect("the shard can be written");
 
     let finished = train_star(folder.path(), &[]).expect(0);
-    assert!(finished.stderr.contains("step-000000006") && finished.stderr.contains("passing over"), "{}", finished.stderr);
+    assert!(
+        finished.stderr.contains("step-000000006") && finished.stderr.contains("passing over"),
+        "{}",
+        finished.stderr
+    );
     assert!(finished.stdout.contains("step-000000004"), "{}", finished.stdout);
     assert_eq!(figures(folder.path(), "loss"), before, "steps 5 and 6 are the same again");
     assert_eq!(checkpoint_steps(folder.path()).last(), Some(&6), "the damaged one is replaced");
@@ -111,7 +121,8 @@ fn a_flipped_byte_falls_back_to_the_older_checkpoint() {
 
 /// Runs the worker with a small file system of its own, set up by a shell line, as its run directory.
 fn on_small_disk(setup: &str, folder: &Path) -> Finished {
-    let mut line = format!("set -e; D='{}'; {setup}; exec '{}'", folder.display(), program("ilm-worker").display());
+    let mut line =
+        format!("set -e; D='{}'; {setup}; exec '{}'", folder.display(), program("ilm-worker").display());
     for argument in tiny_star(folder) {
         line.push_str(&format!(" '{argument}'"));
     }
@@ -123,14 +134,16 @@ fn on_small_disk(setup: &str, folder: &Path) -> Finished {
 #[test]
 fn a_full_disk_is_named() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let sentence = on_small_disk("mount -t tmpfs -o size=128k none \"$D\"", folder.path()).expect(CHECKPOINT).sentence();
+    let sentence =
+        on_small_disk("mount -t tmpfs -o size=128k none \"$D\"", folder.path()).expect(CHECKPOINT).sentence();
     assert!(sentence.contains("checkpoints") && sentence.to_lowercase().contains("space"), "{sentence}");
 }
 
 #[test]
 fn a_read_only_disk_is_named() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let sentence = on_small_disk("mount -t tmpfs -o ro none \"$D\"", folder.path()).expect(CHECKPOINT).sentence();
+    let sentence =
+        on_small_disk("mount -t tmpfs -o ro none \"$D\"", folder.path()).expect(CHECKPOINT).sentence();
     assert!(sentence.to_lowercase().contains("read-only"), "{sentence}");
 }
 

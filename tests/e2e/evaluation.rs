@@ -55,7 +55,8 @@ fn validation_during_training_is_written() {
     command.args(tiny_star(folder.path()));
     command.args(["trainer.max_steps=4", "trainer.val_check_interval=2", "data.star.validation_size=10"]);
     run(&mut command).expect(0);
-    let lines = fs::read_to_string(folder.path().join("validation.jsonl")).expect("validation.jsonl is written");
+    let lines =
+        fs::read_to_string(folder.path().join("validation.jsonl")).expect("validation.jsonl is written");
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(lines.iter().map(|line| line["step"].as_u64()).collect::<Vec<_>>(), [Some(2), Some(4)]);
     assert!(lines.iter().all(|line| line["examples"] == 10 && line["loss"].as_f64() > Some(0.0)));

@@ -57,7 +57,9 @@ fn rotary_dimensions_above_the_head_width_are_refused() {
 
 #[test]
 fn missing_data_is_one_sentence_under_mpirun_too() {
-    for arguments in [&["--experiment", "lm1b_ilm"][..], &["--experiment", "lm1b_ilm", "data.train=/does/not/exist"]] {
+    for arguments in
+        [&["--experiment", "lm1b_ilm"][..], &["--experiment", "lm1b_ilm", "data.train=/does/not/exist"]]
+    {
         let sentence = mistake(arguments);
         assert!(sentence.contains("data.t") || sentence.contains("/does/not/exist"), "{sentence}");
         run(mpirun(2).args(arguments)).expect(2).sentence();

@@ -30,7 +30,11 @@ impl Finished {
 
     /// The single line that a mistake of the user is answered with.
     pub fn sentence(&self) -> String {
-        assert!(!self.stderr.contains("panicked") && !self.stderr.contains("stack backtrace"), "{}", self.stderr);
+        assert!(
+            !self.stderr.contains("panicked") && !self.stderr.contains("stack backtrace"),
+            "{}",
+            self.stderr
+        );
         let errors: Vec<&str> = self.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
         assert_eq!(errors.len(), 1, "one sentence expected\n--- stderr\n{}", self.stderr);
         errors[0].to_string()

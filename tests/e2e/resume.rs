@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::program::{
-    checkpoint_bits, checkpoint_steps, children, figures, kill, last_step, ranks, run, start, tiny_star, wait,
-    wait_until,
+    checkpoint_bits, checkpoint_steps, children, figures, kill, last_step, ranks, run, start, tiny_star,
+    wait, wait_until,
 };
 
 const STEPS: u64 = 24;

@@ -24,7 +24,10 @@ fn srun_starts_ranks_that_equal_mpiruns() {
 
     let reference = folder.path().join("reference");
     run(mpirun(2).args(tiny_star(&reference)).args(STEPS)).expect(0);
-    assert!(checkpoint_bits(&reference, 6) == checkpoint_bits(&folder.path().join("run"), 6), "the states differ");
+    assert!(
+        checkpoint_bits(&reference, 6) == checkpoint_bits(&folder.path().join("run"), 6),
+        "the states differ"
+    );
 }
 
 #[test]

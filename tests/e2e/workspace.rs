@@ -23,12 +23,18 @@ fn dependency_graph() -> BTreeMap<String, BTreeSet<String>> {
     let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON");
     let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
-    let names: BTreeMap<String, String> =
-        array(&metadata["packages"]).iter().map(|package| (text(&package["id"]), text(&package["name"]))).collect();
+    let names: BTreeMap<String, String> = array(&metadata["packages"])
+        .iter()
+        .map(|package| (text(&package["id"]), text(&package["name"])))
+        .collect();
     let is_normal = |dep: &Value| array(&dep["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
     let nodes = array(&metadata["resolve"]["nodes"]);
     let dependencies = |node: &Value| {
-        array(&node["deps"]).iter().filter(|dep| is_normal(dep)).map(|dep| names[&text(&dep["pkg"])].clone()).collect()
+        array(&node["deps"])
+            .iter()
+            .filter(|dep| is_normal(dep))
+            .map(|dep| names[&text(&dep["pkg"])].clone())
+            .collect()
     };
     nodes.iter().map(|node| (names[&text(&node["id"])].clone(), dependencies(node))).collect()
 }
@@ -67,7 +73,10 @@ fn crates_know_only_whom_they_may() {
             assert!(!all.contains(*name), "{package} must not link {name}");
         }
     }
-    assert!(tensors.iter().all(|name| reachable(&graph, "worker").contains(*name)), "the graph is read rightly");
+    assert!(
+        tensors.iter().all(|name| reachable(&graph, "worker").contains(*name)),
+        "the graph is read rightly"
+    );
 }
 
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -27,7 +27,11 @@ impl Assembly {
     ///
     /// # Errors
     /// If its files are missing or damaged.
-    pub fn open_split(&self, config: &Experiment, split: Split) -> Result<Arc<dyn Dataset>, data_pipeline::Error> {
+    pub fn open_split(
+        &self,
+        config: &Experiment,
+        split: Split,
+    ) -> Result<Arc<dyn Dataset>, data_pipeline::Error> {
         config.data.open_split(split, &self.tokenizer, config.seed)
     }
 

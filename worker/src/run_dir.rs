@@ -77,7 +77,9 @@ impl RunDir {
         };
         let old: Vec<PathBuf> = entries
             .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("previous-")))
+            .filter(|path| {
+                !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("previous-"))
+            })
             .collect();
         if old.is_empty() {
             return Ok(None);

@@ -54,7 +54,10 @@ impl Binding {
     fn overlaps(&self, encoded: &str) -> bool {
         let Some((host, processors)) = encoded.split_once('\n') else { return false };
         host == self.host
-            && processors.split(',').filter_map(|cpu| cpu.parse().ok()).any(|cpu| self.processors.contains(&cpu))
+            && processors
+                .split(',')
+                .filter_map(|cpu| cpu.parse().ok())
+                .any(|cpu| self.processors.contains(&cpu))
     }
 }
 

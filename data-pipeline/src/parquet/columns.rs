@@ -39,6 +39,13 @@ pub(super) struct Column {
     pub content: Content,
 }
 
+impl Column {
+    /// True for lists of ids, false for texts.
+    pub fn is_ids(&self) -> bool {
+        self.content != Content::Text
+    }
+}
+
 /// The columns of one file: the prompt's, if rows have one, and the tokens'.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RowColumns {
@@ -116,7 +123,10 @@ fn is_text(leaf: &ColumnDescriptor) -> bool {
         Some(logical) => matches!(logical, LogicalType::String | LogicalType::Json | LogicalType::Enum),
         None => matches!(leaf.converted_type(), ConvertedType::NONE | ConvertedType::UTF8),
     };
-    leaf.physical_type() == PhysicalType::BYTE_ARRAY && leaf.path().parts().len() == 1 && !repeated(leaf) && plain
+    leaf.physical_type() == PhysicalType::BYTE_ARRAY
+        && leaf.path().parts().len() == 1
+        && !repeated(leaf)
+        && plain
 }
 
 fn repeated(leaf: &ColumnDescriptor) -> bool {

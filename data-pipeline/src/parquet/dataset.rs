@@ -1,6 +1,6 @@
 //! The rows of a set of Parquet files in the order of the files, each found by arithmetic over the row groups.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
@@ -50,7 +50,7 @@ pub struct ParquetDataset {
     len: u64,
     tokenizer: Arc<Tokenizer>,
     options: ParquetOptions,
-    cache: GroupCache,
+    cache: GroupCache<Group>,
     fingerprint: String,
 }
 
@@ -87,7 +87,11 @@ impl ParquetDataset {
             return Err(Error::NoRows { location: location.to_owned() });
         }
         warn_of_large_windows(location, &files, &groups, options.window_groups);
-        let cache = GroupCache::new(options.window_groups.saturating_mul(CACHE_WINDOWS), CACHE_BYTES);
+        if options.detokenizer != Detokenizer::None && files.iter().any(|file| file.columns.tokens.is_ids()) {
+            tracing::warn!("'{location}' holds token ids: data.detokenizer has no effect on them");
+        }
+        let cache =
+            GroupCache::new(options.window_groups.saturating_mul(CACHE_WINDOWS), CACHE_BYTES, Group::bytes);
         let fingerprint = fingerprint(&files, tokenizer, &options);
         let tokenizer = tokenizer.clone();
         Ok(Self { files, groups, counts, starts, len, tokenizer, options, cache, fingerprint })
@@ -193,10 +197,8 @@ impl Dataset for ParquetDataset {
 
 /// Reads the footers side by side; all bad files are told at once, in the order of the files.
 fn open_files(location: &str, columns: Columns) -> Result<Vec<FileIndex>> {
-    let opened: Vec<Result<FileIndex>> = locate(location)?
-        .par_iter()
-        .map(|path: &std::path::PathBuf| FileIndex::open(Path::new(path), columns))
-        .collect();
+    let opened: Vec<Result<FileIndex>> =
+        locate(location)?.par_iter().map(|path| FileIndex::open(path, columns)).collect();
     let (mut files, mut errors) = (Vec::new(), Vec::new());
     for file in opened {
         match file {
@@ -213,11 +215,8 @@ fn open_files(location: &str, columns: Columns) -> Result<Vec<FileIndex>> {
 
 /// A window that does not fit the cache is decoded again and again; nothing breaks, but training may wait for it.
 fn warn_of_large_windows(location: &str, files: &[FileIndex], groups: &[GroupAddress], window_groups: usize) {
-    let largest = groups
-        .iter()
-        .map(|group| files[group.file].decoded_bytes(group.row_group))
-        .max()
-        .unwrap_or(0);
+    let largest =
+        groups.iter().map(|group| files[group.file].decoded_bytes(group.row_group)).max().unwrap_or(0);
     let window = largest.saturating_mul(window_groups.min(groups.len()) as u64);
     if window > CACHE_BYTES as u64 {
         tracing::warn!(

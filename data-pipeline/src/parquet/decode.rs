@@ -1,6 +1,7 @@
 //! One row group, decoded into compact buffers; a bad row spoils only itself.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -106,9 +107,22 @@ impl Rows {
     }
 }
 
-/// Decoders of damaged bytes may panic; a data set must not take the run down without naming the file.
+/// The Parquet decoder panics on some damaged bytes (levels that end early, for one); the file must be named then, too.
 pub(super) fn no_panic<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err("the Parquet decoder panicked on it".into()))
+    CATCHING.set(true);
+    let result = catch_unwind(AssertUnwindSafe(decode));
+    CATCHING.set(false);
+    result.unwrap_or_else(|_| Err("the Parquet decoder panicked on it".into()))
+}
+
+thread_local! {
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic of this thread would be caught and become an [`Error`](crate::Error): a panic hook that prints or
+/// aborts must let it pass.
+pub fn panic_becomes_error() -> bool {
+    CATCHING.get()
 }
 
 fn decode_column(

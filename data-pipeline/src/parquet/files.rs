@@ -9,7 +9,7 @@ pub(super) fn locate(location: &str) -> Result<Vec<PathBuf>> {
     let path = Path::new(location);
     let mut files = if path.is_dir() {
         files_of(path)?
-    } else if path.exists() {
+    } else if path.is_file() {
         vec![path.to_owned()]
     } else {
         matches(location)?

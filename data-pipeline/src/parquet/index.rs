@@ -7,7 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
+use parquet::file::metadata::{
+    ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData,
+};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{

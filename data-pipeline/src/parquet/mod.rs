@@ -9,3 +9,4 @@ mod index;
 
 pub use columns::Columns;
 pub use dataset::{ParquetDataset, ParquetOptions};
+pub use decode::panic_becomes_error;

@@ -55,8 +55,10 @@ impl StarConfig {
                 max
             }
         };
-        let needed =
-            (longest - 1).checked_mul(self.degree).and_then(|nodes| nodes.checked_add(1)).unwrap_or(usize::MAX);
+        let needed = (longest - 1)
+            .checked_mul(self.degree)
+            .and_then(|nodes| nodes.checked_add(1))
+            .unwrap_or(usize::MAX);
         if self.num_nodes < needed {
             return refuse(format!(
                 "num_nodes = {} is too few: {} arms of up to {longest} nodes need {needed}",
@@ -87,7 +89,8 @@ impl StarConfig {
                 (0..self.degree).map(|_| between(rng, self.min_path_length, self.max_path_length)).collect()
             }
         };
-        let mut fresh = distinct(rng, self.num_nodes, lengths.iter().map(|length| length - 1).sum::<usize>() + 1);
+        let mut fresh =
+            distinct(rng, self.num_nodes, lengths.iter().map(|length| length - 1).sum::<usize>() + 1);
         let centre = fresh.next();
         let mut arms = lengths.iter().map(|&length| {
             let junction = match self.kind {
@@ -99,8 +102,10 @@ impl StarConfig {
         });
         let path = arms.next().unwrap_or_default();
         let others: Vec<Vec<u32>> = arms.collect();
-        let mut edges: Vec<(u32, u32)> =
-            std::iter::once(&path).chain(&others).flat_map(|arm| arm.windows(2).map(|pair| (pair[0], pair[1]))).collect();
+        let mut edges: Vec<(u32, u32)> = std::iter::once(&path)
+            .chain(&others)
+            .flat_map(|arm| arm.windows(2).map(|pair| (pair[0], pair[1])))
+            .collect();
         shuffle(rng, &mut edges);
         let (source, goal) = (path.first().copied().unwrap_or(0), path.last().copied().unwrap_or(0));
         StarGraph { edges, source, goal, path }
@@ -129,7 +134,13 @@ impl StarGraph {
         let id = |node: &u32| FIRST_NUMBER + node;
         let ends = |&(from, to): &(u32, u32)| [from, to];
         Example {
-            prompt: self.edges.iter().flat_map(ends).chain([self.source, self.goal]).map(|node| id(&node)).collect(),
+            prompt: self
+                .edges
+                .iter()
+                .flat_map(ends)
+                .chain([self.source, self.goal])
+                .map(|node| id(&node))
+                .collect(),
             tokens: self.path.windows(2).flatten().map(id).collect(),
         }
     }

@@ -73,7 +73,8 @@ fn write_shard(dataset: &StarDataset, rows: std::ops::Range<u64>, path: &Path) -
     let element = Arc::new(Field::new_list_field(DataType::Int32, false));
     let field = |name| Field::new(name, DataType::List(element.clone()), false);
     let schema = Arc::new(Schema::new(vec![field("prompt_ids"), field("input_ids")]));
-    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+    let properties =
+        WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
     let file = File::create(path).map_err(io("create", path))?;
     let mut writer = ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(write)?;
     let mut first = rows.start;
@@ -81,7 +82,8 @@ fn write_shard(dataset: &StarDataset, rows: std::ops::Range<u64>, path: &Path) -
         let end = (first + ROWS_PER_GROUP).min(rows.end);
         let examples = (first..end).map(|row| dataset.example(row)).collect::<Result<Vec<_>>>()?;
         let column = |ids: fn(&Example) -> &[u32]| {
-            let mut lists = ListBuilder::new(PrimitiveBuilder::<Int32Type>::new()).with_field(element.clone());
+            let mut lists =
+                ListBuilder::new(PrimitiveBuilder::<Int32Type>::new()).with_field(element.clone());
             for example in &examples {
                 // Node ids are far below 2^31 (the settings are checked).
                 lists.append_value(ids(example).iter().map(|&id| Some(id as i32)));

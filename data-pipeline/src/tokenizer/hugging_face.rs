@@ -41,8 +41,7 @@ impl HuggingFaceTokenizer {
         json.with_truncation(None).map_err(unusable)?;
         json.with_padding(None);
 
-        let in_order =
-            [&names.cls, &names.bos, &names.eos, &names.pad, &names.unk, &names.mask, &names.sep];
+        let in_order = [&names.cls, &names.bos, &names.eos, &names.pad, &names.unk, &names.mask, &names.sep];
         for name in in_order {
             if json.token_to_id(name).is_none() {
                 json.add_special_tokens([AddedToken::from(name.as_str(), true)]).map_err(unusable)?;
@@ -164,7 +163,7 @@ mod tests {
         assert_eq!(tokenizer.vocab_size(), 30_524);
         let ids = tokenizer.encode("Hello, world!").unwrap();
         assert_eq!(ids, [7592, 1010, 2088, 999]);
-        assert_eq!(tokenizer.decode(&[101, 30_522, 7592, 1010, 2088, 999], true), "hello, world");
+        assert_eq!(tokenizer.decode(&[101, 30_522, 7592, 1010, 2088, 999], true), "hello, world!");
         assert_eq!(tokenizer.encode("").unwrap(), Vec::<u32>::new());
     }
 

@@ -26,11 +26,13 @@ impl Golden {
             let mut array = Array { shape: view.shape().to_vec(), ints: vec![], floats: vec![] };
             match view.dtype() {
                 Dtype::F32 => {
-                    array.floats = data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+                    array.floats =
+                        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
                     array.ints = array.floats.iter().map(|&value| value as i64).collect();
                 }
                 Dtype::I64 => {
-                    array.ints = data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+                    array.ints =
+                        data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
                 }
                 Dtype::BOOL => array.ints = data.iter().map(|&byte| i64::from(byte)).collect(),
                 other => panic!("{name} is {other:?}"),
@@ -81,7 +83,9 @@ pub fn shape_of(kwargs: &Value) -> ModelShape {
         layer_norm_eps: kwargs["layer_norm_eps"].as_f64().unwrap(),
         rotary_emb_dim: int("rotary_emb_dim"),
         max_length: None,
-        final_layer_without_normalization: kwargs["final_layer_without_normalization"].as_bool().unwrap_or(true),
+        final_layer_without_normalization: kwargs["final_layer_without_normalization"]
+            .as_bool()
+            .unwrap_or(true),
         identical_layers: false,
     };
     ModelShape {

@@ -155,11 +155,7 @@ pub fn connect(env: Option<&LaunchEnv>, timeout: Duration) -> Result<Box<dyn Col
 ///
 /// # Errors
 /// [`CommError::Unequal`] on every rank, or a failing collective.
-pub fn assert_equal(
-    comm: &mut dyn Collectives,
-    what: &'static str,
-    checksum: u64,
-) -> Result<(), CommError> {
+pub fn assert_equal(comm: &mut dyn Collectives, what: &'static str, checksum: u64) -> Result<(), CommError> {
     let all = comm.all_gather(what, &checksum.to_le_bytes())?;
     if all.iter().all(|other| other == &checksum.to_le_bytes()) {
         return Ok(());

@@ -262,8 +262,7 @@ fn error_text(code: c_int) -> String {
     let mut text = [0u8; ffi::MPI_MAX_ERROR_STRING as usize];
     let mut length: c_int = 0;
     // SAFETY: `text` has the length that MPI asks for.
-    let status =
-        unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast::<c_char>(), &raw mut length) };
+    let status = unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast::<c_char>(), &raw mut length) };
     match check(status) {
         Ok(()) => String::from_utf8_lossy(&text[..(length as usize).min(text.len())]).into_owned(),
         Err(_) => format!("error code {code}"),
@@ -281,10 +280,14 @@ pub fn abort_process(code: i32) -> ! {
     std::process::exit(code)
 }
 
-/// Makes a panic in any thread end all ranks, after its message is printed.
+/// Makes a panic in any thread end all ranks, after its message is printed; a panic that the data pipeline turns into
+/// an error passes.
 pub fn abort_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
+        if data_pipeline::panic_becomes_error() {
+            return;
+        }
         print(info);
         abort_process(exit::PANIC);
     }));

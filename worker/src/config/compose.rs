@@ -79,7 +79,11 @@ pub fn list_experiments(config_dir: Option<&Path>) -> Result<Vec<(String, String
     names.into_iter().map(described).collect()
 }
 
-fn compose(library: &Library, chain: Vec<ExperimentFile>, overrides: &[String]) -> Result<Resolved, ConfigError> {
+fn compose(
+    library: &Library,
+    chain: Vec<ExperimentFile>,
+    overrides: &[String],
+) -> Result<Resolved, ConfigError> {
     let schema = Schema::new();
     let command_line = overrides::parse(overrides, &schema)?;
     let mut layers = Config::builder().add_source(schema.default_layer());

@@ -102,9 +102,8 @@ pub(super) fn read_file(path: &Path) -> Result<File, ConfigError> {
 }
 
 fn parse(origin: String, bytes: &[u8]) -> Result<File, ConfigError> {
-    let text = std::str::from_utf8(bytes).map_err(|error| {
-        read_error(Path::new(&origin), io::Error::new(io::ErrorKind::InvalidData, error))
-    })?;
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| read_error(Path::new(&origin), io::Error::new(io::ErrorKind::InvalidData, error)))?;
     match toml::from_str(text) {
         Ok(table) => Ok(File { origin, table }),
         Err(error) => Err(syntax_error(origin, text, &error)),

@@ -1,9 +1,87 @@
-//! Stub until the predictor is there.
+//! Generating the answers of a split and comparing them with what they should be.
+
+use data_pipeline::{EvalLoader, EvalPlan, PromptBatch, SpecialTokens};
+use ilm_model::metrics::{Scored, reference_scores, score};
+use ilm_model::{Prediction, Predictor, Prompt, StoppingModel};
+
 use super::EvalContext;
 use super::report::Answers;
-use crate::comm::Collectives;
-use ilm_model::StoppingModel;
+use crate::comm::{Collectives, ReduceOp};
 
-pub(super) fn compare(_: &EvalContext<'_>, _: &StoppingModel, _: &mut dyn Collectives) -> anyhow::Result<Answers> {
-    Ok(Answers { exact_match: 0.0, token_accuracy: 0.0, inserted_tokens: 0.0 })
+/// Sums over rows, in the order of the fields of [`Answers`], and the number of rows.
+type Sums = [f64; 6];
+
+pub(super) fn compare(
+    context: &EvalContext<'_>,
+    model: &StoppingModel,
+    comm: &mut dyn Collectives,
+) -> anyhow::Result<Answers> {
+    let config = context.config;
+    let special = context.assembly.tokenizer.special();
+    let predictor = Predictor::new(config.predictor.clone(), &never_inserted(special), model.shape())?;
+    let plan =
+        EvalPlan::new(context.dataset.len(), config.per_device_batch_size, comm.rank(), comm.world_size())?;
+    let collator = context.assembly.collator(config)?;
+    let data = &config.data;
+    let dataset = context.dataset.clone();
+    let mut loader = EvalLoader::prompts(dataset, collator, plan, data.threads, data.prefetch_steps)?;
+
+    let mut sums = Sums::default();
+    while let Some(batch) = loader.next().transpose()? {
+        let predictions = predictor.predict(model, &prompts(&batch), config.seed)?;
+        add_scores(&mut sums, &batch, &predictions, i64::from(special.pad));
+    }
+    comm.all_reduce("evaluation answers", ReduceOp::Sum, sums[..].as_mut().into())?;
+    let [exact_match, token_accuracy, reference_exact_match, reference_token_accuracy, inserted, rows] = sums;
+    Ok(Answers {
+        exact_match: exact_match / rows,
+        token_accuracy: token_accuracy / rows,
+        reference_exact_match: reference_exact_match / rows,
+        reference_token_accuracy: reference_token_accuracy / rows,
+        inserted_tokens: inserted / rows,
+    })
+}
+
+/// The tokens that mark something rather than say something. UNK and SEP may be part of a text.
+fn never_inserted(special: &SpecialTokens) -> [i64; 5] {
+    [special.mask, special.eos, special.pad, special.cls, special.bos].map(i64::from)
+}
+
+fn prompts(batch: &PromptBatch) -> Vec<Prompt> {
+    let prompt = |(row, &id): (usize, &u64)| {
+        let tokens = batch.row_ptr[row] as usize..batch.row_ptr[row + 1] as usize;
+        Prompt {
+            id,
+            tokens: batch.tokens[tokens.clone()].to_vec(),
+            token_types: batch.token_types[tokens].to_vec(),
+            closed: None,
+            max_length: None,
+        }
+    };
+    batch.sample_ids.iter().enumerate().map(prompt).collect()
+}
+
+fn add_scores(sums: &mut Sums, batch: &PromptBatch, predictions: &[Prediction], pad: i64) {
+    let rows: Vec<Scored<'_>> = predictions
+        .iter()
+        .enumerate()
+        .map(|(row, prediction)| Scored {
+            prompt: &batch.tokens[batch.row_ptr[row] as usize..batch.row_ptr[row + 1] as usize],
+            target: &batch.targets[row],
+            predicted: &prediction.tokens,
+        })
+        .collect();
+    let as_number = |holds: bool| f64::from(u8::from(holds));
+    for ((row, reference), prediction) in rows.iter().zip(reference_scores(&rows, pad)).zip(predictions) {
+        let corrected = score(*row);
+        let values = [
+            as_number(corrected.exact_match),
+            corrected.token_accuracy,
+            as_number(reference.exact_match),
+            reference.token_accuracy,
+            prediction.insertions.len() as f64,
+            1.0,
+        ];
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+    }
 }

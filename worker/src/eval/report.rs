@@ -24,6 +24,10 @@ pub struct Answers {
     pub exact_match: f64,
     /// Mean share of an answer's tokens that stand at their place.
     pub token_accuracy: f64,
+    /// Exact match as the reference counts it: an answer that stops early with all of its batch counts as right.
+    pub reference_exact_match: f64,
+    /// Token accuracy as the reference counts it, padding included.
+    pub reference_token_accuracy: f64,
     /// Mean number of inserted tokens.
     pub inserted_tokens: f64,
 }
@@ -61,8 +65,11 @@ impl fmt::Display for Report {
         if let Some(answers) = self.answers {
             write!(
                 f,
-                ", exact match {:.4}, token accuracy {:.4}",
-                answers.exact_match, answers.token_accuracy
+                ", exact match {:.4}, token accuracy {:.4} (as the reference counts: {:.4}, {:.4})",
+                answers.exact_match,
+                answers.token_accuracy,
+                answers.reference_exact_match,
+                answers.reference_token_accuracy
             )?;
         }
         Ok(())

@@ -16,7 +16,8 @@ use crate::run_dir::{JsonLines, RunDir, replace_file};
 use crate::signals::StopRequest;
 use crate::telemetry::{self, Banner, Progress, StepRecord};
 use crate::train::{
-    check_model, check_run, RunFacts, StepFigures, TrainState, checkpoint_layout, find_checkpoint, save, train_step,
+    RunFacts, StepFigures, TrainState, check_model, check_run, checkpoint_layout, find_checkpoint, save,
+    train_step,
 };
 use crate::{exit, threads};
 
@@ -47,13 +48,16 @@ pub fn train(args: &TrainArgs) -> anyhow::Result<i32> {
     )?;
     let assembly = Assembly::open(experiment)?;
     let dataset = assembly.open_split(experiment, Split::Train)?;
-    let validates = experiment.trainer.val_check_interval.is_some() && Assembly::has_split(experiment, Split::Validation);
+    let validates =
+        experiment.trainer.val_check_interval.is_some() && Assembly::has_split(experiment, Split::Validation);
     let validation = validates.then(|| assembly.open_split(experiment, Split::Validation)).transpose()?;
-    let run_dir = args.run_dir.clone().unwrap_or_else(|| format!("runs/{}", args.experiment.experiment).into());
+    let run_dir =
+        args.run_dir.clone().unwrap_or_else(|| format!("runs/{}", args.experiment.experiment).into());
 
     let timeout = Duration::from_secs(experiment.trainer.collective_timeout_secs);
     let mut comm = connect(launch.as_ref(), timeout)?;
-    let run = Run { args, resolved: &resolved, assembly, dataset, validation, plan, run_dir: RunDir::new(run_dir) };
+    let run =
+        Run { args, resolved: &resolved, assembly, dataset, validation, plan, run_dir: RunDir::new(run_dir) };
     run.start(&mut *comm).or_else(|error| exit::fail(&error, rank, world_size))
 }
 
@@ -166,7 +170,13 @@ impl Run<'_> {
                     self.dataset.fingerprint()
                 ),
             )
-            .line("ranks", format!("{world_size} x {threads} threads, {}", if world_size > 1 { "MPI" } else { "no MPI" }))
+            .line(
+                "ranks",
+                format!(
+                    "{world_size} x {threads} threads, {}",
+                    if world_size > 1 { "MPI" } else { "no MPI" }
+                ),
+            )
             .line(
                 "batch",
                 format!(
@@ -235,7 +245,15 @@ impl TrainLoop<'_, '_> {
         };
         let collator = run.assembly.collator(run.config())?;
         let dataset = Arc::clone(&run.dataset);
-        Ok(TrainLoader::spawn(dataset, collator, order, run.plan, position, data.threads, data.prefetch_steps)?)
+        Ok(TrainLoader::spawn(
+            dataset,
+            collator,
+            order,
+            run.plan,
+            position,
+            data.threads,
+            data.prefetch_steps,
+        )?)
     }
 
     /// Only rank 0 shows and writes figures.
@@ -286,7 +304,8 @@ impl TrainLoop<'_, '_> {
         let run = self.run;
         let Some(dataset) = &run.validation else { return Ok(()) };
         let step = state.step;
-        let context = EvalContext { config: run.config(), assembly: &run.assembly, dataset: Arc::clone(dataset) };
+        let context =
+            EvalContext { config: run.config(), assembly: &run.assembly, dataset: Arc::clone(dataset) };
         let report = state.with_averaged_weights(|model| eval::evaluate(&context, model, self.comm))?;
         if let Some(view) = view {
             view.progress.say(&format!("validation at step {step}: {report}"));
@@ -307,9 +326,11 @@ struct View {
 impl View {
     fn show(&mut self, record: &StepRecord) -> anyhow::Result<()> {
         const PAST: f64 = 0.95;
-        let recent = self.recent_step_s.map_or(record.step_s, |past| PAST * past + (1.0 - PAST) * record.step_s);
+        let recent =
+            self.recent_step_s.map_or(record.step_s, |past| PAST * past + (1.0 - PAST) * record.step_s);
         self.recent_step_s = Some(recent);
-        let record = StepRecord { eta_s: self.progress.remaining(record.step) as f64 * recent, ..record.clone() };
+        let record =
+            StepRecord { eta_s: self.progress.remaining(record.step) as f64 * recent, ..record.clone() };
         self.metrics.append(&record)?;
         self.progress.show(&record);
         Ok(())

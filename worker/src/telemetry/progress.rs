@@ -17,9 +17,12 @@ pub struct Progress {
 impl Progress {
     /// `every`: steps between two plain lines.
     pub fn new(step: u64, max_steps: u64, every: u64) -> Self {
-        let bar = std::io::stdout().is_terminal().then(|| {
+        // The bar is drawn on standard error. mpirun gives ranks a terminal of its own as standard output only.
+        let on_terminal = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        let bar = on_terminal.then(|| {
             let template = "{bar:30} {pos}/{len}  {msg}";
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style =
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(max_steps).with_position(step).with_style(style)
         });
         Self { bar, max_steps, every: every.max(1) }

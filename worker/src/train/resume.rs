@@ -122,7 +122,11 @@ pub fn find_checkpoint(
     comm.broadcast("checkpoint choice", Buffer::F64(&mut chosen))?;
     if comm.rank() > 0 && chosen[0] != NONE {
         let step = chosen[0] as u64;
-        found = Some(store.get(step).with_context(|| format!("rank 0 can read checkpoint {step}, this rank cannot"))?);
+        found = Some(
+            store
+                .get(step)
+                .with_context(|| format!("rank 0 can read checkpoint {step}, this rank cannot"))?,
+        );
     }
     Ok(found)
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use checkpoints::{RunState, ShardRecord, Staging, Store, write_shard};
 
-use super::state::{checkpoint_layout, slice_of};
 use super::TrainState;
+use super::state::{checkpoint_layout, slice_of};
 use crate::comm::Collectives;
 use crate::config::Experiment;
 
@@ -68,7 +68,9 @@ pub fn save(
 
     let committed = match staging {
         None => Ok(()),
-        Some(staging) => commit(store, config, staging, records, state, facts.with_progress(state, world_size)),
+        Some(staging) => {
+            commit(store, config, staging, records, state, facts.with_progress(state, world_size))
+        }
     };
     together(comm, "checkpoint commit", committed)
 }
@@ -102,7 +104,9 @@ fn together<T>(
     let all = comm.all_gather(name, mine.as_bytes())?;
     let value = result?;
     match all.iter().position(|message| !message.is_empty()) {
-        Some(rank) => Err(PeerFailed { rank, message: String::from_utf8_lossy(&all[rank]).into_owned() }.into()),
+        Some(rank) => {
+            Err(PeerFailed { rank, message: String::from_utf8_lossy(&all[rank]).into_owned() }.into())
+        }
         None => Ok(value),
     }
 }

@@ -33,10 +33,10 @@ impl TrainState {
     /// The state before the first step.
     pub fn new(model: StoppingModel, config: &Experiment) -> Self {
         let layout = model.arena().layout();
-        let segments = layout.entries().iter().map(|entry| Segment {
-            range: entry.offset..entry.offset + entry.len,
-            decay: entry.decay,
-        });
+        let segments = layout
+            .entries()
+            .iter()
+            .map(|entry| Segment { range: entry.offset..entry.offset + entry.len, decay: entry.decay });
         let adamw = AdamW::new(layout.len(), segments);
         let ema = config.trainer.ema_decay.map(|decay| Ema::new(model.arena().params(), decay));
         Self { model, adamw, ema, step: 0, position: 0 }

@@ -1,0 +1,97 @@
+//! The matrix products of a linear map, each sent to whichever of libtorch's two libraries computes it faster on a CPU.
+//!
+//! libtorch gives f32 matrix products to MKL, which on processors of other makers leaves more than half of their speed
+//! unused, but f32 convolutions to oneDNN, which does not. A linear map is a convolution of width 1 over a channels-last
+//! "image", so large products go that way. Both are plain f32 and differ in rounding only.
+
+use tch::{Kind, Tensor};
+
+use crate::error::Result;
+
+/// Below this many multiplications the call itself is what counts.
+const LEAST_PRODUCTS: i64 = 1 << 22;
+
+/// Below this many rows, copying the weight's gradient out of oneDNN's own tensor eats what it saves.
+const LEAST_ROWS: i64 = 256;
+
+/// `x w^T + bias`: [n, in] and [out, in] -> [n, out].
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    if suits_onednn(x, weight) {
+        return convolve(x, weight, bias);
+    }
+    let transposed = weight.f_tr()?;
+    Ok(match bias {
+        Some(bias) => bias.f_addmm(x, &transposed)?,
+        None => x.f_mm(&transposed)?,
+    })
+}
+
+/// `grad w`: [n, out] and [out, in] -> [n, in].
+pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if suits_onednn(grad, weight) {
+        return convolve(grad, &weight.f_tr()?.f_contiguous()?, None);
+    }
+    Ok(grad.f_mm(weight)?)
+}
+
+/// `target += grad^T x`: [n, out] and [n, in] -> [out, in].
+pub(crate) fn add_weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor) -> Result<()> {
+    let mut target = target.shallow_clone();
+    if x.size()[0] >= LEAST_ROWS && suits_onednn(x, &target) {
+        let (x, grad) = (x.f_to_mkldnn(Kind::Float)?, grad.f_to_mkldnn(Kind::Float)?);
+        let (product, _) = x.f_mkldnn_linear_backward_weights(&grad, &target, false)?;
+        let _ = target.f_add_(&product.f_to_dense(Kind::Float, false)?)?;
+    } else {
+        let _ = target.f_addmm_(&grad.f_tr()?, x)?;
+    }
+    Ok(())
+}
+
+fn suits_onednn(rows: &Tensor, matrix: &Tensor) -> bool {
+    let products = rows.size()[0] * matrix.numel() as i64;
+    products >= LEAST_PRODUCTS && matrix.kind() == Kind::Float && tch::utils::has_mkldnn()
+}
+
+/// The convolution of width 1 that maps the rows of `x`, taken as the channels of n pixels, by `weight`.
+fn convolve(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (rows, inputs) = x.f_contiguous()?.size2()?;
+    let outputs = weight.size()[0];
+    let image = x.f_contiguous()?.f_view([1, rows, 1, inputs])?.f_permute([0, 3, 1, 2])?;
+    let kernel = weight.f_view([outputs, inputs, 1, 1])?;
+    let out = image.f_mkldnn_convolution(&kernel, bias, [0, 0], [1, 1], [1, 1], 1)?;
+    Ok(out.f_permute([0, 2, 3, 1])?.f_reshape([rows, outputs])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    /// Numbers of both signs, without randomness.
+    fn matrix(rows: i64, columns: i64, step: f64) -> Tensor {
+        let count = Tensor::arange(rows * columns, (Kind::Double, Device::Cpu));
+        (count * step).sin().to_kind(Kind::Float).view([rows, columns])
+    }
+
+    #[test]
+    fn both_libraries_give_the_same_products() {
+        // either side of each bound
+        for (rows, inputs, outputs) in [(7, 12, 5), (600, 96, 120), (400, 200, 130)] {
+            let (x, grad) = (matrix(rows, inputs, 0.37), matrix(rows, outputs, 0.53));
+            let (weight, bias) = (matrix(outputs, inputs, 0.71), matrix(1, outputs, 0.9).view([-1]));
+            let close = |found: &Tensor, expected: &Tensor| {
+                assert_eq!(found.size(), expected.size());
+                let error = (found.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);
+                assert!(error < 1e-3 && found.is_contiguous(), "{rows}: {error}");
+            };
+            let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+            let product = double(&x).mm(&double(&weight).tr());
+            close(&linear(&x, &weight, None).unwrap(), &product);
+            close(&linear(&x, &weight, Some(&bias)).unwrap(), &(product + double(&bias)));
+            close(&input_grad(&grad, &weight).unwrap(), &double(&grad).mm(&double(&weight)));
+            let target = weight.copy();
+            add_weight_grad(&target, &grad, &x).unwrap();
+            close(&target, &(double(&weight) + double(&grad).tr().mm(&double(&x))));
+        }
+    }
+}
