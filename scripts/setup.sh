@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh         libtorch for CPUs (a download of about 600 MB, 1.2 GB on disk)
 #   scripts/setup.sh --gpu   libtorch with everything CUDA needs (several GB)
+#   scripts/setup.sh --test  also what only the tests need: Slurm
 #
 # For Debian and Ubuntu on x86_64, as root or with sudo; on other systems it works where the tools are there already.
 # What is present is left alone, so running it again is quick and needs no network. libtorch is kept once per user in
@@ -18,6 +19,7 @@ readonly OLDEST_RUST=1.95
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 readonly root
 set_name=cpu
+for_tests=false
 missing_libraries=
 
 main() {
@@ -47,6 +49,7 @@ parse_arguments() {
     for argument in "$@"; do
         case $argument in
             --gpu) set_name=gpu ;;
+            --test) for_tests=true ;;
             -h | --help)
                 sed -n '2,/^set/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
                 exit 0
@@ -83,6 +86,12 @@ missing_packages() {
     has curl || echo curl
     [[ -e /etc/ssl/certs/ca-certificates.crt || -e /etc/pki/tls/certs/ca-bundle.crt ]] || echo ca-certificates
     has git || echo git
+    if $for_tests; then
+        # slurmctld and slurmd are in sbin, which is not in everybody's PATH.
+        PATH=$PATH:/usr/sbin
+        { has munged && has slurmctld && has slurmd && has srun; } ||
+            printf '%s\n' munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins
+    fi
 }
 
 has_libclang() {

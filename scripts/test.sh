@@ -2,7 +2,7 @@
 # Sets the machine up, builds everything and runs every test. Arguments go to `cargo nextest run`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-scripts/setup.sh
+scripts/setup.sh --test
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 
 # The end-to-end tests start the real programs, so these are built first.

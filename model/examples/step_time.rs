@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use ilm_model::{Batch, LossConfig, ModelConfig, ModelShape, StoppingModel};
+use ilm_model::{Batch, LossConfig, ModelConfig, ModelShape, Precision, StoppingModel};
 
 const STEPS: u64 = 10;
 
@@ -34,7 +34,7 @@ fn rows(lengths: &[i64], drops: i64, vocabulary: i64) -> Rows {
     rows
 }
 
-fn shape(d_model: i64, vocabulary: i64, dropout: f64) -> ModelShape {
+fn shape(d_model: i64, vocabulary: i64, dropout: f64, precision: Precision) -> ModelShape {
     let config = ModelConfig {
         d_model,
         num_layers: 4,
@@ -43,7 +43,7 @@ fn shape(d_model: i64, vocabulary: i64, dropout: f64) -> ModelShape {
         dropout,
         ..ModelConfig::default()
     };
-    ModelShape { config, num_embeddings: vocabulary, padding_idx: 0, max_length: 128 }
+    ModelShape { config, num_embeddings: vocabulary, padding_idx: 0, max_length: 128, precision }
 }
 
 /// Nanoseconds all threads of this process have been on a processor (Linux).
@@ -60,10 +60,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let star: Vec<i64> = (0..64).map(|row| 29 + row * 9 / 64).collect();
     let lm1b: Vec<i64> = (0..16).map(|row| 2 + row * 58 / 15).collect();
     let cases = [
-        ("star 256/4/4", 256, 27, &star, 5, 0.1),
-        ("star 256/4/4 no dropout", 256, 27, &star, 5, 0.0),
-        ("star 128/4/4", 128, 27, &star, 5, 0.1),
-        ("lm1b 256/4/4", 256, 30_524, &lm1b, 14, 0.1),
+        ("star 256/4/4", 256, 27, &star, 5, 0.1, Precision::Fp32),
+        ("star 256/4/4 bf16", 256, 27, &star, 5, 0.1, Precision::Bf16),
+        ("star 256/4/4 no dropout", 256, 27, &star, 5, 0.0, Precision::Fp32),
+        ("star 256/4/4 both", 256, 27, &star, 5, 0.0, Precision::Bf16),
+        ("star 128/4/4", 128, 27, &star, 5, 0.1, Precision::Fp32),
+        ("lm1b 256/4/4", 256, 30_524, &lm1b, 14, 0.1, Precision::Fp32),
+        ("lm1b 256/4/4 bf16", 256, 30_524, &lm1b, 14, 0.1, Precision::Bf16),
     ];
     let given: Vec<i32> =
         std::env::args().skip(1).map(|threads| threads.parse()).collect::<Result<_, _>>()?;
@@ -71,7 +74,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{:<26}{:>8}{:>14}{:>12}{:>14}", "case", "threads", "cpu ms/step", "ms/step", "examples/s");
     for threads in given {
         tch::set_num_threads(threads);
-        for (name, d_model, vocabulary, lengths, drops, dropout) in cases {
+        for (name, d_model, vocabulary, lengths, drops, dropout, precision) in cases {
             let rows = rows(lengths, drops, vocabulary);
             let (cls, counts) = (vec![0; lengths.len()], vec![1; rows.tgt_ids.len()]);
             let batch = Batch {
@@ -83,7 +86,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 tgt_ids: &rows.tgt_ids,
                 tgt_counts: &counts,
             };
-            let mut model = StoppingModel::new(shape(d_model, vocabulary, dropout), 1)?;
+            let mut model = StoppingModel::new(shape(d_model, vocabulary, dropout, precision), 1)?;
             let scale = 1.0 / lengths.len() as f64;
             let mut run =
                 |step| model.forward_backward(&batch, &LossConfig::default(), scale, Some(step), &mut |_| {});

@@ -118,7 +118,7 @@ impl Explicit {
     fn backward(&self, grad: &Tensor) -> Result<Tensor> {
         let part = |which: i64| self.parts.f_select(0, which);
         let out = self.parts.f_empty_like()?;
-        let grad = grad.f_reshape(&part(0)?.size())?;
+        let grad = grad.f_reshape(part(0)?.size())?;
         let _ = self.dropped.f_transpose(1, 2)?.f_bmm_out(&out.f_select(0, 2)?, &grad)?;
         let probabilities = grad.f_bmm(&part(2)?.f_transpose(1, 2)?)?.f_mul_(&self.mask)?;
         let mut scores =
@@ -161,7 +161,7 @@ impl Bucket {
             }
             Some(padding) => {
                 size[0] = self.rows * self.width;
-                let tokens = places.f_reshape(&size)?.f_index_select(0, &padding.place_of_token)?;
+                let tokens = places.f_reshape(size)?.f_index_select(0, &padding.place_of_token)?;
                 packed.shallow_clone().f_copy_(&tokens)?;
             }
         }

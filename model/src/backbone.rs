@@ -81,14 +81,15 @@ pub(crate) struct BlockTape {
 impl Block {
     pub(crate) fn new(arena: &Arena, shape: &ModelShape, index: i64) -> Result<Self> {
         let name = |part: &str| format!("encoder.{index}.{part}");
+        let linear = |part: &str, with_bias| Linear::new(arena, &name(part), with_bias, shape.precision);
         let eps = shape.config.layer_norm_eps;
         Ok(Self {
             norm1: LayerNorm::new(arena, &name("norm1"), eps)?,
-            qkv: Linear::new(arena, &name("attn_qkv"), false)?,
-            output: Linear::new(arena, &name("o_proj"), false)?,
+            qkv: linear("attn_qkv", false)?,
+            output: linear("o_proj", false)?,
             norm2: LayerNorm::new(arena, &name("norm2"), eps)?,
-            widen: Linear::new(arena, &name("mlp.0"), true)?,
-            narrow: Linear::new(arena, &name("mlp.2"), true)?,
+            widen: linear("mlp.0", true)?,
+            narrow: linear("mlp.2", true)?,
             activation: shape.config.activation,
             heads: shape.config.nhead,
             index: index as u64,

@@ -10,19 +10,19 @@ use crate::error::{Error, Result};
 /// length save a permutation.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
-    /// [B + 1], from 0 to N.
+    /// `[B + 1]`, from 0 to N.
     pub row_ptr: &'a [i64],
-    /// [N] token ids.
+    /// `[N]` token ids.
     pub tokens: &'a [i64],
-    /// [N] position numbers, at most the model's `max_length`.
+    /// `[N]` position numbers, at most the model's `max_length`.
     pub positions: &'a [i64],
-    /// [B] index of CLS within its row.
+    /// `[B]` index of CLS within its row.
     pub cls: &'a [i64],
-    /// [N + 1], from 0 to T.
+    /// `[N + 1]`, from 0 to T.
     pub tgt_ptr: &'a [i64],
-    /// [T] distinct ids of a gap.
+    /// `[T]` distinct ids of a gap.
     pub tgt_ids: &'a [i64],
-    /// [T] copies of that id, at least 1.
+    /// `[T]` copies of that id, at least 1.
     pub tgt_counts: &'a [i64],
 }
 

@@ -125,6 +125,20 @@ pub struct ModelShape {
     pub padding_idx: i64,
     /// Largest position number.
     pub max_length: i64,
+    /// Type of the matrix products.
+    pub precision: Precision,
+}
+
+/// Type of the operands of the matrix products in blocks and output layer. Parameters, norms, softmax, losses and sums are
+/// always fp32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Exact to the reference's vectors.
+    #[default]
+    Fp32,
+    /// Products of operands rounded to bfloat16, several times as fast where the processor has instructions for them.
+    Bf16,
 }
 
 impl ModelShape {

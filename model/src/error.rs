@@ -41,13 +41,33 @@ pub enum Error {
         found: usize,
     },
     /// libtorch refused an operation (out of memory, mostly).
-    #[error("libtorch failed: {0}")]
+    #[error("libtorch failed: {}", first_line(.0))]
     Torch(#[from] TchError),
+}
+
+/// libtorch's messages carry a stack trace behind their first line.
+fn first_line(error: &TchError) -> String {
+    let text = error.to_string();
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 impl Error {
     /// True if the user's settings are to blame, false if data or the machine is.
     pub fn is_config(&self) -> bool {
         matches!(self, Self::Config(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_libtorch_says_is_cut_to_one_line() {
+        let failure = tch::Tensor::from_slice(&[1f32]).f_view([3]).unwrap_err();
+        assert!(failure.to_string().lines().count() > 1);
+        let message = Error::from(failure).to_string();
+        assert_eq!(message.lines().count(), 1);
+        assert!(message.starts_with("libtorch failed: ") && message.contains("shape '[3]'"), "{message}");
     }
 }

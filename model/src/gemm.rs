@@ -3,9 +3,12 @@
 //! libtorch gives f32 matrix products to MKL, which on processors of other makers leaves more than half of their speed
 //! unused, but f32 convolutions to oneDNN, which does not. A linear map is a convolution of width 1 over a channels-last
 //! "image", so large products go that way. Both are plain f32 and differ in rounding only.
+//!
+//! In bf16 the operands are rounded first; libtorch then uses oneDNN by itself, which adds up in f32.
 
 use tch::{Kind, Tensor};
 
+use crate::config::Precision;
 use crate::error::Result;
 
 /// Below this many multiplications the call itself is what counts.
@@ -15,7 +18,19 @@ const LEAST_PRODUCTS: i64 = 1 << 22;
 const LEAST_ROWS: i64 = 256;
 
 /// `x w^T + bias`: [n, in] and [out, in] -> [n, out].
-pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(crate) fn linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    precision: Precision,
+) -> Result<Tensor> {
+    if precision == Precision::Bf16 {
+        let product = round(x)?.f_mm(&round(weight)?.f_tr()?)?.f_to_kind(Kind::Float)?;
+        return Ok(match bias {
+            Some(bias) => { product }.f_add_(bias)?,
+            None => product,
+        });
+    }
     if suits_onednn(x, weight) {
         return convolve(x, weight, bias);
     }
@@ -27,7 +42,10 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
 }
 
 /// `grad w`: [n, out] and [out, in] -> [n, in].
-pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
+pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor, precision: Precision) -> Result<Tensor> {
+    if precision == Precision::Bf16 {
+        return Ok(round(grad)?.f_mm(&round(weight)?)?.f_to_kind(Kind::Float)?);
+    }
     if suits_onednn(grad, weight) {
         return convolve(grad, &weight.f_tr()?.f_contiguous()?, None);
     }
@@ -35,9 +53,16 @@ pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
 }
 
 /// `target += grad^T x`: [n, out] and [n, in] -> [out, in].
-pub(crate) fn add_weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor) -> Result<()> {
+pub(crate) fn add_weight_grad(
+    target: &Tensor,
+    grad: &Tensor,
+    x: &Tensor,
+    precision: Precision,
+) -> Result<()> {
     let mut target = target.shallow_clone();
-    if x.size()[0] >= LEAST_ROWS && suits_onednn(x, &target) {
+    if precision == Precision::Bf16 {
+        let _ = target.f_add_(&round(grad)?.f_tr()?.f_mm(&round(x)?)?)?;
+    } else if x.size()[0] >= LEAST_ROWS && suits_onednn(x, &target) {
         let (x, grad) = (x.f_to_mkldnn(Kind::Float)?, grad.f_to_mkldnn(Kind::Float)?);
         let (product, _) = x.f_mkldnn_linear_backward_weights(&grad, &target, false)?;
         let _ = target.f_add_(&product.f_to_dense(Kind::Float, false)?)?;
@@ -45,6 +70,10 @@ pub(crate) fn add_weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor) -> Res
         let _ = target.f_addmm_(&grad.f_tr()?, x)?;
     }
     Ok(())
+}
+
+fn round(operand: &Tensor) -> Result<Tensor> {
+    Ok(operand.f_to_kind(Kind::BFloat16)?)
 }
 
 fn suits_onednn(rows: &Tensor, matrix: &Tensor) -> bool {
@@ -86,11 +115,11 @@ mod tests {
             };
             let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
             let product = double(&x).mm(&double(&weight).tr());
-            close(&linear(&x, &weight, None).unwrap(), &product);
-            close(&linear(&x, &weight, Some(&bias)).unwrap(), &(product + double(&bias)));
-            close(&input_grad(&grad, &weight).unwrap(), &double(&grad).mm(&double(&weight)));
+            close(&linear(&x, &weight, None, Precision::Fp32).unwrap(), &product);
+            close(&linear(&x, &weight, Some(&bias), Precision::Fp32).unwrap(), &(product + double(&bias)));
+            close(&input_grad(&grad, &weight, Precision::Fp32).unwrap(), &double(&grad).mm(&double(&weight)));
             let target = weight.copy();
-            add_weight_grad(&target, &grad, &x).unwrap();
+            add_weight_grad(&target, &grad, &x, Precision::Fp32).unwrap();
             close(&target, &(double(&weight) + double(&grad).tr().mm(&double(&x))));
         }
     }

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::arena::Arena;
-use crate::config::LossConfig;
+use crate::config::{LossConfig, Precision};
 use crate::dropout::{Dropout, Mask};
 use crate::error::Result;
 use crate::layers::{LayerNorm, Linear, Taped};
@@ -32,9 +32,9 @@ impl StopHead {
         let name = |part: &str| format!("length_output_layer.{part}");
         Ok(Self {
             norm: LayerNorm::new(arena, &name("norm_final"), eps)?,
-            widen: Linear::new(arena, &name("mlp.0"), true)?,
-            narrow: Linear::new(arena, &name("mlp.2"), true)?,
-            output: Linear::new(arena, &name("linear"), false)?,
+            widen: Linear::new(arena, &name("mlp.0"), true, Precision::Fp32)?,
+            narrow: Linear::new(arena, &name("mlp.2"), true, Precision::Fp32)?,
+            output: Linear::new(arena, &name("linear"), false, Precision::Fp32)?,
         })
     }
 

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::arena::Arena;
+use crate::config::Precision;
 use crate::error::Result;
 use crate::gemm;
 
@@ -40,28 +41,29 @@ pub(crate) struct Linear {
     weight: Tensor,
     weight_grad: Tensor,
     bias: Option<(Tensor, Tensor)>,
+    precision: Precision,
 }
 
 impl Linear {
-    pub(crate) fn new(arena: &Arena, name: &str, with_bias: bool) -> Result<Self> {
+    pub(crate) fn new(arena: &Arena, name: &str, with_bias: bool, precision: Precision) -> Result<Self> {
         let (weight, weight_grad) = arena.views(&format!("{name}.weight"))?;
         let bias = with_bias.then(|| arena.views(&format!("{name}.bias"))).transpose()?;
-        Ok(Self { weight, weight_grad, bias })
+        Ok(Self { weight, weight_grad, bias, precision })
     }
 
     /// [N, in] -> [N, out].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        gemm::linear(x, &self.weight, self.bias.as_ref().map(|(bias, _)| bias))
+        gemm::linear(x, &self.weight, self.bias.as_ref().map(|(bias, _)| bias), self.precision)
     }
 
     /// Adds the parameters' gradients and returns the input's.
     pub(crate) fn backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        gemm::add_weight_grad(&self.weight_grad, grad, x)?;
+        gemm::add_weight_grad(&self.weight_grad, grad, x, self.precision)?;
         if let Some((_, bias_grad)) = &self.bias {
             let sum = grad.f_sum_dim_intlist(0, false, Kind::Float)?;
             let _ = bias_grad.shallow_clone().f_add_(&sum)?;
         }
-        gemm::input_grad(grad, &self.weight)
+        gemm::input_grad(grad, &self.weight, self.precision)
     }
 }
 

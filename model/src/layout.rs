@@ -160,7 +160,13 @@ mod tests {
             final_layer_without_normalization: !norm,
             ..ModelConfig::default()
         };
-        ModelShape { config, num_embeddings: 7, padding_idx: 0, max_length: 5 }
+        ModelShape {
+            config,
+            num_embeddings: 7,
+            padding_idx: 0,
+            max_length: 5,
+            precision: crate::config::Precision::Fp32,
+        }
     }
 
     #[test]

@@ -27,8 +27,10 @@ mod step;
 
 pub use arena::Arena;
 pub use batch::Batch;
-pub use config::{Activation, LossConfig, ModelConfig, ModelShape, PredictorConfig, SamplingMethod};
+pub use config::{
+    Activation, LossConfig, ModelConfig, ModelShape, Precision, PredictorConfig, SamplingMethod,
+};
 pub use error::{Error, Result};
-pub use layout::{ParamEntry, ParamLayout};
+pub use layout::{ALIGNMENT, ParamEntry, ParamLayout};
 pub use predict::{Insertion, Prediction, Predictor, Prompt};
 pub use step::{LossParts, StoppingModel};

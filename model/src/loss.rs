@@ -77,21 +77,39 @@ pub(crate) fn joint_loss(
 ) -> Result<(Vec<f64>, Option<Tensor>)> {
     let mut losses = vec![0.0; targets.n_drops.len()];
     let mut grads = Vec::new();
-    let most_rows = budget_mib.saturating_mul(1 << 20) / (4 * vocabulary as usize);
-    for group in groups(&targets.examples, most_rows) {
-        let first = group[0].rows.start;
-        let rows = group[group.len() - 1].rows.end - first;
-        let hidden = hidden.f_narrow(0, first as i64, rows as i64)?;
-        let softmax = GroupSoftmax::new(output.forward(&hidden)?, group, vocabulary)?;
-        for (example, loss) in group.iter().zip(&softmax.losses) {
-            losses[example.place] = *loss;
+    let rows_of = |bytes: usize| bytes / (4 * vocabulary as usize);
+    for group in groups(&targets.examples, rows_of(budget_mib.saturating_mul(1 << 20))) {
+        let rows = rows_spanned(group);
+        let hidden = narrow(hidden, &rows)?;
+        let logits = output.forward(&hidden)?;
+        for strip in groups(group, rows_of(STRIP_BYTES)) {
+            let strip_rows = rows_spanned(strip);
+            let strip_rows = strip_rows.start - rows.start..strip_rows.end - rows.start;
+            let softmax = StripSoftmax::new(narrow(&logits, &strip_rows)?, strip, vocabulary)?;
+            for (example, loss) in strip.iter().zip(&softmax.losses) {
+                losses[example.place] = *loss;
+            }
+            if let Some(scale) = scale {
+                softmax.into_grad(scale)?;
+            }
         }
-        if let Some(scale) = scale {
-            grads.push(output.backward(&hidden, &softmax.into_grad(scale)?)?);
+        if scale.is_some() {
+            grads.push(output.backward(&hidden, &logits)?);
         }
     }
     let grad = scale.map(|_| Tensor::f_cat(&grads, 0)).transpose()?;
     Ok((losses, grad))
+}
+
+/// Logits that go through softmax together: few enough to stay in a processor's cache over its passes.
+const STRIP_BYTES: usize = 2 << 20;
+
+fn rows_spanned(examples: &[Example]) -> Range<usize> {
+    examples[0].rows.start..examples[examples.len() - 1].rows.end
+}
+
+fn narrow(tensor: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
+    Ok(tensor.f_narrow(0, rows.start as i64, rows.len() as i64)?)
 }
 
 /// Consecutive whole examples of at most `most_rows` rows in all, but at least one.
@@ -108,8 +126,8 @@ fn groups(examples: &[Example], most_rows: usize) -> Vec<&[Example]> {
     groups
 }
 
-/// Exponentials of a group's logits relative to each row's maximum, and what turns them into losses and gradients.
-struct GroupSoftmax {
+/// Exponentials of a strip's logits relative to each row's maximum, and what turns them into losses and gradients.
+struct StripSoftmax {
     /// [rows, V]: exp(z - row maximum), in the logits' place.
     exponentials: Tensor,
     losses: Vec<f64>,
@@ -120,11 +138,11 @@ struct GroupSoftmax {
     shares: Vec<f64>,
 }
 
-impl GroupSoftmax {
-    fn new(mut logits: Tensor, group: &[Example], vocabulary: i64) -> Result<Self> {
-        let first = group[0].rows.start;
+impl StripSoftmax {
+    fn new(mut logits: Tensor, strip: &[Example], vocabulary: i64) -> Result<Self> {
+        let first = strip[0].rows.start;
         let flat = |&(row, id, _): &(usize, i64, f64)| (row - first) as i64 * vocabulary + id;
-        let targets = || group.iter().flat_map(|example| &example.targets);
+        let targets = || strip.iter().flat_map(|example| &example.targets);
         let target_index = Tensor::f_from_slice(&targets().map(flat).collect::<Vec<i64>>())?;
         let target_logits = to_floats(&logits.f_view([-1])?.f_index_select(0, &target_index)?)?;
 
@@ -133,10 +151,10 @@ impl GroupSoftmax {
         let maxima = to_floats(&maxima.f_view([-1])?)?;
         let sums = to_floats(&exponentials.f_sum_dim_intlist(1, false, Kind::Float)?)?;
 
-        let mut losses = Vec::with_capacity(group.len());
+        let mut losses = Vec::with_capacity(strip.len());
         let mut row_factors = vec![0.0; maxima.len()];
         let mut next_target = target_logits.iter();
-        for example in group {
+        for example in strip {
             let rows = example.rows.start - first..example.rows.end - first;
             let log_sum = log_sum_exp(&maxima[rows.clone()], &sums[rows.clone()]);
             let total: f64 = example.targets.iter().map(|target| target.2).sum();
@@ -155,14 +173,14 @@ impl GroupSoftmax {
         Ok(Self { exponentials, losses, row_factors, target_index, shares })
     }
 
-    /// `scale (S softmax - p)`, in the logits' place.
-    fn into_grad(self, scale: f64) -> Result<Tensor> {
+    /// Turns the exponentials into `scale (S softmax - p)`, in place.
+    fn into_grad(self, scale: f64) -> Result<()> {
         let factors: Vec<f32> = self.row_factors.iter().map(|factor| (scale * factor) as f32).collect();
         let shares: Vec<f32> = self.shares.iter().map(|share| (-scale * share) as f32).collect();
         let mut grad = self.exponentials;
         let grad = grad.f_mul_(&Tensor::f_from_slice(&factors)?.f_unsqueeze(1)?)?;
         let _ = grad.f_view([-1])?.f_index_add_(0, &self.target_index, &Tensor::f_from_slice(&shares)?)?;
-        Ok(grad)
+        Ok(())
     }
 }
 

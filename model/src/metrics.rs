@@ -50,12 +50,9 @@ pub fn reference_scores(rows: &[Scored], pad: i64) -> Vec<Score> {
             let front = pads.clone().take(left(row));
             let predicted: Vec<i64> =
                 front.clone().chain(row.predicted.iter().copied()).chain(pads.clone()).take(width).collect();
-            let expected: Vec<i64> = front
-                .chain(row.prompt.iter().chain(row.target).copied())
-                .chain(pads)
-                .take(width.min(prompt_width + target_width))
-                .collect();
-            let pairs = predicted.iter().zip(&expected).skip(prompt_width);
+            let expected: Vec<i64> =
+                front.chain(row.prompt.iter().chain(row.target).copied()).chain(pads).take(width).collect();
+            let pairs = predicted.iter().zip(&expected).skip(prompt_width).take(target_width);
             let counted = pairs.len();
             let right = pairs.filter(|(a, b)| a == b).count();
             let token_accuracy = if counted == 0 { 0.0 } else { right as f64 / counted as f64 };

@@ -30,7 +30,7 @@ impl Plan {
         self.buckets.iter().map(|bucket| bucket.rows * bucket.width).sum()
     }
 
-    /// Plans a validated batch for `heads` attention heads.
+    /// Plans a validated batch of at least one row for `heads` attention heads.
     pub(crate) fn new(batch: &Batch, heads: i64) -> Result<Self> {
         let mut order: Vec<usize> = (0..batch.rows()).collect();
         order.sort_by_key(|&row| batch.row(row).len());
@@ -142,9 +142,9 @@ impl Padding {
 }
 
 /// What one more bucket costs, in attention scores computed for one head.
-const BUCKET_COST: i64 = 200000;
+const BUCKET_COST: i64 = 40_000;
 
-/// Cuts sorted rows into buckets: of all ways that keep rows of equal length together, the one with the least scores
+/// Cuts sorted rows (at least one) into buckets: of all ways that keep rows of equal length together, the one with the least scores
 /// computed plus [`BUCKET_COST`] for each bucket.
 fn cut(row_ptr: &[i64], heads: i64) -> Vec<std::ops::Range<usize>> {
     let lengths: Vec<i64> = row_ptr.windows(2).map(|row| row[1] - row[0]).collect();

@@ -61,3 +61,41 @@ impl Turns {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::SafeTensors;
+
+    fn load(tensors: &SafeTensors, name: &str) -> Tensor {
+        let view = tensors.tensor(name).unwrap();
+        let kind = if view.dtype() == safetensors::Dtype::I64 { Kind::Int64 } else { Kind::Float };
+        let size: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+        Tensor::from_data_size(view.data(), &size, kind)
+    }
+
+    #[test]
+    fn golden_rotary_embedding() {
+        let bytes = std::fs::read(test_support::golden_dir().join("rotary_embedding.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        for dim in [4, 8] {
+            let rotary = Rotary::new(dim, 16).unwrap();
+            let close = |found: &Tensor, name: &str| {
+                let expected = load(&tensors, &format!("dim{dim}.{name}"));
+                assert_eq!(found.size(), expected.size());
+                assert!((found - expected).abs().max().double_value(&[]) < 1e-6, "{name} of {dim}");
+            };
+            close(&rotary.cos, "cos");
+            close(&rotary.sin, "sin");
+            let x = load(&tensors, &format!("dim{dim}.head_first_0.x"));
+            let positions = load(&tensors, &format!("dim{dim}.head_first_0.positions")).view([-1]);
+            let turns = rotary.at(&positions).unwrap();
+            // [2, 6, 3, dim] as 12 packed tokens
+            let packed = x.copy().view([12, 1, 3, dim]);
+            turns.apply_(&packed).unwrap();
+            close(&packed.view([2, 6, 3, dim]), "head_first_0.out");
+            turns.undo_(&packed).unwrap();
+            assert!((packed.view([2, 6, 3, dim]) - x).abs().max().double_value(&[]) < 1e-6);
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::arena::Arena;
 use crate::backbone::{Block, BlockTape, Embedding, Flow};
@@ -91,7 +91,7 @@ impl StoppingModel {
             rotary: Rotary::new(config.rotary_emb_dim, shape.max_length)?,
             blocks,
             final_norm,
-            output: Linear::new(&arena, "output_layer.linear", false)?,
+            output: Linear::new(&arena, "output_layer.linear", false, shape.precision)?,
             stop: StopHead::new(&arena, config.layer_norm_eps)?,
             shape,
             arena,
@@ -186,6 +186,10 @@ impl StoppingModel {
     /// A malformed batch, or memory is short.
     pub fn logits(&self, batch: &Batch) -> Result<(Tensor, Tensor)> {
         batch.validate(&self.shape)?;
+        if batch.visible() == 0 {
+            let empty = |width: i64| Tensor::f_zeros([0, width], (Kind::Float, Device::Cpu));
+            return Ok((empty(self.shape.num_embeddings)?, empty(2)?));
+        }
         let _guard = tch::no_grad_guard();
         let plan = Plan::new(batch, self.shape.config.nhead)?;
         let hidden = self.hidden(&plan)?;

@@ -1,4 +1,5 @@
 //! Logits, class logits and initial moments against the reference.
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod common;
 
@@ -72,7 +73,13 @@ fn golden_initial_moments() {
         rotary_emb_dim: 64,
         ..ilm_model::ModelConfig::default()
     };
-    let shape = ilm_model::ModelShape { config, num_embeddings: 211, padding_idx: 0, max_length: 64 };
+    let shape = ilm_model::ModelShape {
+        config,
+        num_embeddings: 211,
+        padding_idx: 0,
+        max_length: 64,
+        precision: ilm_model::Precision::Fp32,
+    };
     let model = StoppingModel::new(shape, 5).unwrap();
     for entry in model.arena().layout().entries() {
         let expected = &stats[&entry.name];

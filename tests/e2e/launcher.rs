@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::program::{
-    checkpoint_steps, children, kill, last_step, program, run, start, tiny_star, wait, wait_until,
+    Signal, checkpoint_steps, children, kill, last_step, program, run, start, tiny_star, wait, wait_until,
 };
 
 fn launch(ranks: usize, arguments: &[String]) -> Command {
@@ -41,7 +41,7 @@ fn sigterm_to_the_launcher_saves_and_exits_75() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let child = start(&mut launch(2, &training(folder.path(), 100_000)));
     wait_until("some steps", || last_step(folder.path()) >= 5);
-    kill("TERM", child.id());
+    kill(Signal::SIGTERM, child.id());
     wait(child).expect(75);
     assert_eq!(checkpoint_steps(folder.path()), [last_step(folder.path())]);
 }
@@ -53,7 +53,7 @@ fn a_killed_rank_is_named_and_ends_the_others() {
     wait_until("some steps", || last_step(folder.path()) >= 5);
     let workers = workers_below(child.id());
     assert_eq!(workers.len(), 2);
-    kill("KILL", workers[1]);
+    kill(Signal::SIGKILL, workers[1]);
     let finished = wait(child);
     assert_eq!(finished.code, 128 + 9, "{}", finished.stderr);
     assert!(finished.stderr.contains("failed first"), "{}", finished.stderr);

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+pub use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// No step of a test may take longer; a hang then fails the test instead of blocking it.
@@ -109,7 +111,7 @@ pub fn wait(child: Child) -> Finished {
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || send.send(child.wait_with_output()));
     let output = receive.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-        kill("KILL", id);
+        kill(Signal::SIGKILL, id);
         panic!("process {id} did not end within {PATIENCE:?}");
     });
     let output = output.expect("a child's output can be read");
@@ -121,9 +123,10 @@ pub fn wait(child: Child) -> Finished {
 }
 
 /// Sends a signal to a process that a test has started.
-pub fn kill(signal: &str, id: u32) {
-    let status = Command::new("kill").args([&format!("-{signal}"), &id.to_string()]).status();
-    assert!(status.is_ok_and(|status| status.success()), "cannot send {signal} to {id}");
+pub fn kill(signal: Signal, id: u32) {
+    let id = Pid::from_raw(i32::try_from(id).expect("process ids are small"));
+    nix::sys::signal::kill(id, signal)
+        .unwrap_or_else(|error| panic!("cannot send {signal} to {id}: {error}"));
 }
 
 /// Process ids of the direct children of `parent`.

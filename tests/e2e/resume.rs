@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::program::{
-    checkpoint_bits, checkpoint_steps, children, figures, kill, last_step, ranks, run, start, tiny_star,
-    wait, wait_until,
+    Signal, checkpoint_bits, checkpoint_steps, children, figures, kill, last_step, ranks, run, start,
+    tiny_star, wait, wait_until,
 };
 
 const STEPS: u64 = 24;
@@ -25,7 +25,7 @@ fn kill_after(world_size: usize, run_dir: &Path, step: u64) {
     let victims = if world_size == 1 { vec![child.id()] } else { children(child.id()) };
     assert_eq!(victims.len(), world_size);
     for id in victims {
-        kill("KILL", id);
+        kill(Signal::SIGKILL, id);
     }
     let finished = wait(child);
     assert_ne!(finished.code, 0, "the run was over before it could be killed");

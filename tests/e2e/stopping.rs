@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::program::{
-    checkpoint_bits, checkpoint_steps, kill, last_step, ranks, run, start, tiny_star, wait, wait_until,
+    Signal, checkpoint_bits, checkpoint_steps, kill, last_step, ranks, run, start, tiny_star, wait,
+    wait_until,
 };
 
 fn command(world_size: usize, run_dir: &Path) -> Command {
@@ -13,7 +14,7 @@ fn command(world_size: usize, run_dir: &Path) -> Command {
     command
 }
 
-fn assert_stops_and_goes_on(world_size: usize, signal: &str) {
+fn assert_stops_and_goes_on(world_size: usize, signal: Signal) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (reference, stopped) = (folder.path().join("reference"), folder.path().join("stopped"));
     run(&mut command(world_size, &reference)).expect(0);
@@ -31,15 +32,15 @@ fn assert_stops_and_goes_on(world_size: usize, signal: &str) {
 
 #[test]
 fn sigterm_saves_and_exits_75() {
-    assert_stops_and_goes_on(1, "TERM");
+    assert_stops_and_goes_on(1, Signal::SIGTERM);
 }
 
 #[test]
 fn sigint_saves_and_exits_75() {
-    assert_stops_and_goes_on(1, "INT");
+    assert_stops_and_goes_on(1, Signal::SIGINT);
 }
 
 #[test]
 fn usr1_to_mpirun_saves_on_all_ranks_and_exits_75() {
-    assert_stops_and_goes_on(2, "USR1");
+    assert_stops_and_goes_on(2, Signal::SIGUSR1);
 }

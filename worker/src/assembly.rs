@@ -63,6 +63,7 @@ impl Assembly {
             num_embeddings: self.tokenizer.vocab_size() as i64,
             padding_idx: i64::from(self.tokenizer.special().pad),
             max_length: config.max_length(),
+            precision: config.trainer.precision,
         };
         StoppingModel::new(shape, config.seed)
     }

@@ -10,6 +10,7 @@ pub mod config;
 pub mod eval;
 pub mod exit;
 pub mod jobs;
+pub mod memory;
 pub mod optim;
 pub mod run_dir;
 pub mod signals;
@@ -23,6 +24,7 @@ use cli::Command;
 
 /// Runs the command that the arguments name; the result is the exit code.
 pub fn run(arguments: Vec<OsString>) -> i32 {
+    memory::keep_freed_memory();
     comm::abort_on_panic();
     telemetry::init_logging();
     let cli = match cli::parse(arguments) {

@@ -1,9 +1,10 @@
 //! What the tests share: reference vectors as host arrays, padded batches as packed rows, a small model.
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 #![allow(dead_code)] // every test binary uses its own part
 
 use std::collections::BTreeMap;
 
-use ilm_model::{Activation, Batch, ModelConfig, ModelShape, StoppingModel};
+use ilm_model::{Activation, Batch, ModelConfig, ModelShape, Precision, StoppingModel};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -93,6 +94,7 @@ pub fn shape_of(kwargs: &Value) -> ModelShape {
         num_embeddings: int("num_embeddings"),
         padding_idx: int("padding_idx"),
         max_length: int("max_length"),
+        precision: Precision::Fp32,
     }
 }
 
@@ -229,7 +231,7 @@ pub fn small_shape(dropout: f64) -> ModelShape {
         final_layer_without_normalization: false,
         ..ModelConfig::default()
     };
-    ModelShape { config, num_embeddings: 19, padding_idx: 0, max_length: 64 }
+    ModelShape { config, num_embeddings: 19, padding_idx: 0, max_length: 64, precision: Precision::Fp32 }
 }
 
 pub fn assert_close(what: &str, found: &[f32], expected: &[f32], absolute: f32, relative: f32) {

@@ -2,7 +2,7 @@
 
 use checkpoints::config::CheckpointConfig;
 use data_pipeline::config::DataConfig;
-use ilm_model::config::{LossConfig, ModelConfig, PredictorConfig};
+use ilm_model::config::{LossConfig, ModelConfig, Precision, PredictorConfig};
 use serde::{Deserialize, Serialize};
 
 /// Everything that defines a run.
@@ -137,6 +137,8 @@ pub enum Schedule {
 pub struct TrainerConfig {
     /// Optimizer steps of the whole run.
     pub max_steps: u64,
+    /// Type of the matrix products.
+    pub precision: Precision,
     /// Largest 2-norm of the gradient over all parameters.
     pub gradient_clip_val: f64,
     /// Largest decay of the running average of the parameters; none keeps no average.
@@ -155,6 +157,7 @@ impl Default for TrainerConfig {
     fn default() -> Self {
         Self {
             max_steps: 1_000_000,
+            precision: Precision::Fp32,
             gradient_clip_val: 1.0,
             ema_decay: Some(0.9999),
             log_every_n_steps: 50,

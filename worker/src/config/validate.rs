@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
+use data_pipeline::BatchPlan;
 use data_pipeline::config::{StarConfig, StarKind, Task};
 
 use super::error::ConfigError;
@@ -15,7 +16,7 @@ use super::tree::{Experiment, OptimizerConfig, Schedule, TrainerConfig};
 /// The first setting that is out of range, contradicts another or is missing.
 pub fn training(experiment: &Experiment, world_size: usize) -> Result<Vec<String>, ConfigError> {
     let mut warnings = settings(experiment)?;
-    batches(experiment, world_size)?;
+    section(batch_plan(experiment, 0, world_size))?;
     inputs(experiment)?;
     section(experiment.data.validate())?;
     let text = experiment.data.task == Task::Text;
@@ -47,30 +48,6 @@ pub fn settings(experiment: &Experiment) -> Result<Vec<String>, ConfigError> {
     Ok(warnings(experiment))
 }
 
-/// Whether the global batch can be shared out to `world_size` ranks.
-///
-/// # Errors
-///
-/// [`ConfigError::Conflict`] with a number that would do.
-pub fn batches(experiment: &Experiment, world_size: usize) -> Result<(), ConfigError> {
-    let &Experiment { global_batch_size: global, per_device_batch_size: per_device, .. } = experiment;
-    let together = per_device.saturating_mul(world_size);
-    if together == 0 || !global.is_multiple_of(together) {
-        return conflict(format!(
-            "global_batch_size = {global} is not a multiple of {together}, which is per_device_batch_size = {per_device} \
-             on each of {world_size} ranks; change one of the three"
-        ));
-    }
-    let lanes = experiment.data.canonical_lanes;
-    if !lanes.is_multiple_of(world_size) {
-        return conflict(format!(
-            "{world_size} ranks do not share data.canonical_lanes = {lanes} evenly; start a number of ranks that \
-             divides it, or set data.canonical_lanes to a multiple of {world_size}"
-        ));
-    }
-    Ok(())
-}
-
 /// Whether the files that training reads are named. Star graphs are generated and need none.
 fn inputs(experiment: &Experiment) -> Result<(), ConfigError> {
     let data = &experiment.data;
@@ -87,9 +64,28 @@ fn inputs(experiment: &Experiment) -> Result<(), ConfigError> {
     Err(ConfigError::Missing { keys: format!("{} {verb}", missing.join(" and ")), arguments })
 }
 
+/// What one rank of `world_size` takes of every global batch.
+///
+/// # Errors
+///
+/// Numbers that do not divide.
+pub fn batch_plan(
+    experiment: &Experiment,
+    rank: usize,
+    world_size: usize,
+) -> Result<BatchPlan, data_pipeline::Error> {
+    BatchPlan::new(
+        experiment.global_batch_size,
+        experiment.per_device_batch_size,
+        rank,
+        world_size,
+        experiment.data.canonical_lanes,
+    )
+}
+
 /// The rules that a section's own crate checks.
-fn section<E: Display>(checked: Result<(), E>) -> Result<(), ConfigError> {
-    checked.map_err(|error| ConfigError::Section(error.to_string()))
+fn section<T, E: Display>(checked: Result<T, E>) -> Result<(), ConfigError> {
+    checked.map(drop).map_err(|error| ConfigError::Section(error.to_string()))
 }
 
 fn optimizer(optimizer: &OptimizerConfig) -> Result<(), ConfigError> {

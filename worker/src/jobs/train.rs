@@ -39,13 +39,7 @@ pub fn train(args: &TrainArgs) -> anyhow::Result<i32> {
             telemetry::warn(&warning);
         }
     }
-    let plan = BatchPlan::new(
-        experiment.global_batch_size,
-        experiment.per_device_batch_size,
-        rank,
-        world_size,
-        experiment.data.canonical_lanes,
-    )?;
+    let plan = config::validate::batch_plan(experiment, rank, world_size)?;
     let assembly = Assembly::open(experiment)?;
     let dataset = assembly.open_split(experiment, Split::Train)?;
     let validates =
