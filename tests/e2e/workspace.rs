@@ -60,7 +60,7 @@ fn crates_know_only_whom_they_may() {
     for (package, allowed, without) in [
         ("data-pipeline", &[][..], &["tch", "torch-sys", "mpi", "mpi-sys"][..]),
         ("checkpoints", &[], &["tch", "torch-sys", "mpi", "mpi-sys"]),
-        ("ilm-model", &[], &["mpi", "mpi-sys", "parquet", "safetensors"]),
+        ("ilm-model", &[], &["mpi", "mpi-sys", "parquet"]),
         ("launcher", &[], &["tch", "torch-sys", "mpi", "mpi-sys"]),
         ("worker", &libraries, &[]),
     ] {

@@ -155,10 +155,11 @@ struct RawBuffer {
 impl RawBuffer {
     fn of(data: Buffer<'_>) -> Self {
         let (len, element_bytes) = (data.len(), data.element_bytes());
-        // SAFETY: the datatypes are constants that MPI sets up at initialisation, which has happened.
+        // SAFETY: constants that MPI sets up at initialisation, which has happened.
+        let (float, double) = unsafe { (ffi::RSMPI_FLOAT, ffi::RSMPI_DOUBLE) };
         let (start, datatype) = match data {
-            Buffer::F32(data) => (data.as_mut_ptr().cast(), unsafe { ffi::RSMPI_FLOAT }),
-            Buffer::F64(data) => (data.as_mut_ptr().cast(), unsafe { ffi::RSMPI_DOUBLE }),
+            Buffer::F32(data) => (data.as_mut_ptr().cast(), float),
+            Buffer::F64(data) => (data.as_mut_ptr().cast(), double),
         };
         Self { start, len, element_bytes, datatype }
     }
