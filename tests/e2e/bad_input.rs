@@ -6,7 +6,9 @@ use std::process::Command;
 
 use test_support::data_dir;
 
-use crate::program::{Finished, checkpoint_path, checkpoint_steps, figures, program, run, tiny_star, worker};
+use crate::program::{
+    Finished, checkpoint_path, checkpoint_steps, figures, mpirun, program, run, tiny_star, worker,
+};
 
 const CONFIG: i32 = 2;
 const DATA: i32 = 3;
@@ -61,6 +63,18 @@ fn every_damaged_file_has_its_sentence() {
             assert!(parts.iter().all(|part| sentence.contains(part)), "{name}: {sentence}");
         }
     }
+}
+
+#[test]
+fn damage_that_one_rank_meets_ends_all_ranks() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut command = mpirun(2);
+    command.args(["--experiment", "lm1b_ilm", "model=rotary_tiny", "trainer.threads=1", "block_size=32"]);
+    command.args(["per_device_batch_size=4", "global_batch_size=8", "trainer.max_steps=60"]);
+    command.arg(format!("data.train={}", data_dir().join("bad/corrupt_page_data.parquet").display()));
+    command.arg(format!("data.tokenizer={}", tokenizer())).arg("--run-dir").arg(folder.path());
+    let sentence = run(&mut command).expect(DATA).sentence();
+    assert!(sentence.contains("corrupt_page_data.parquet") && sentence.contains("row group 1"), "{sentence}");
 }
 
 #[test]

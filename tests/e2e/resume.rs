@@ -80,7 +80,8 @@ fn a_finished_run_is_left_alone_and_a_longer_one_goes_on() {
     run(&mut command(1, &short, 10)).expect(0);
     let again = run(&mut command(1, &short, 10)).expect(0);
     assert!(again.stdout.contains("finished at step 10"), "{}", again.stdout);
-    uninterrupted(1, &short);
+    let longer = run(&mut command(1, &short, STEPS)).expect(0);
+    assert!(longer.stdout.contains("changed since: trainer.max_steps = 24 was 10"), "{}", longer.stdout);
     assert_same_end(&long, &short);
 }
 

@@ -1,0 +1,211 @@
+//! `ilm-worker train`: from a configuration to a trained model, in as many starts as it takes.
+
+mod steps;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use checkpoints::Store;
+use data_pipeline::{BatchPlan, Dataset, Split};
+use ilm_model::Precision;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::assembly::Assembly;
+use crate::cli::TrainArgs;
+use crate::comm::{Collectives, LaunchEnv, assert_equal, connect};
+use crate::config::{self, Experiment, Resolved};
+use crate::run_dir::{RunDir, replace_file};
+use crate::signals::StopRequest;
+use crate::telemetry::{self, Banner};
+use crate::train::{RunFacts, TrainState, check_model, check_run, checkpoint_layout, find_checkpoint};
+use crate::{exit, threads};
+use steps::Steps;
+
+/// Runs the job; the result is the exit code.
+///
+/// # Errors
+/// Mistakes of the user that show before the ranks connect. Later errors end the process and its peers here.
+pub fn train(args: &TrainArgs) -> anyhow::Result<i32> {
+    // First, so that a signal during the start is not lost: it is answered after the first step.
+    let stop = StopRequest::install()?;
+    let launch = LaunchEnv::detect();
+    let (rank, world_size) = launch.as_ref().map_or((0, 1), |env| (env.rank, env.world_size));
+    let resolved = config::load(
+        &args.experiment.experiment,
+        &args.experiment.overrides,
+        args.experiment.config_dir.config_dir.as_deref(),
+    )?;
+    let experiment = &resolved.experiment;
+    for warning in config::validate::training(experiment, world_size)? {
+        if rank == 0 {
+            telemetry::warn(&warning);
+        }
+    }
+    let plan = config::validate::batch_plan(experiment, rank, world_size)?;
+    let assembly = Assembly::open(experiment)?;
+    let dataset = assembly.open_split(experiment, Split::Train)?;
+    let validates =
+        experiment.trainer.val_check_interval.is_some() && Assembly::has_split(experiment, Split::Validation);
+    let validation = validates.then(|| assembly.open_split(experiment, Split::Validation)).transpose()?;
+    let run_dir =
+        args.run_dir.clone().unwrap_or_else(|| format!("runs/{}", args.experiment.experiment).into());
+
+    let timeout = Duration::from_secs(experiment.trainer.collective_timeout_secs);
+    let mut comm = connect(launch.as_ref(), timeout)?;
+    let run = Run {
+        args,
+        resolved: &resolved,
+        assembly,
+        dataset,
+        validation,
+        plan,
+        run_dir: RunDir::new(run_dir),
+        stop,
+    };
+    run.start(&mut *comm).or_else(|error| exit::fail(&error, rank, world_size))
+}
+
+/// Everything of a run that was opened before the ranks connected.
+struct Run<'a> {
+    args: &'a TrainArgs,
+    resolved: &'a Resolved,
+    assembly: Assembly,
+    dataset: Arc<dyn Dataset>,
+    validation: Option<Arc<dyn Dataset>>,
+    plan: BatchPlan,
+    run_dir: RunDir,
+    stop: StopRequest,
+}
+
+impl Run<'_> {
+    fn config(&self) -> &Experiment {
+        &self.resolved.experiment
+    }
+
+    fn start(&self, comm: &mut dyn Collectives) -> anyhow::Result<i32> {
+        let threads = threads::threads_per_rank(comm, self.config().trainer.threads)?;
+        threads::set_threads(threads);
+        let model = self.assembly.build_model(self.config())?;
+        let mut state = TrainState::new(model, self.config());
+        if self.args.dry_run {
+            if comm.rank() == 0 {
+                print!("{}", self.banner(&state, comm.world_size(), threads));
+            }
+            return Ok(exit::OK);
+        }
+
+        let store = self.open_run_dir(comm)?;
+        let facts = self.facts();
+        self.resume(&store, comm, &facts, &mut state)?;
+        comm.broadcast("parameters", state.model.arena_mut().params_mut().into())?;
+        assert_equal(comm, "parameters", state.parameter_checksum())?;
+        if comm.rank() == 0 {
+            replace_file(&self.run_dir.config(), &self.resolved.render())?;
+            print!("{}", self.banner(&state, comm.world_size(), threads));
+        }
+        Steps { run: self, comm, store, facts }.run(&mut state)
+    }
+
+    /// Creates the run directory on rank 0, moving an older run aside if told to.
+    fn open_run_dir(&self, comm: &mut dyn Collectives) -> anyhow::Result<Store> {
+        if comm.rank() == 0 {
+            self.run_dir.create()?;
+            if self.args.fresh
+                && let Some(aside) = self.run_dir.set_aside()?
+            {
+                println!("moved the earlier run to {}", aside.display());
+            }
+        }
+        comm.barrier("run directory")?;
+        let mut store = Store::open(self.run_dir.path())?;
+        if comm.rank() == 0 {
+            store.remove_stale()?;
+        }
+        Ok(store)
+    }
+
+    fn facts(&self) -> RunFacts {
+        RunFacts {
+            seed: self.config().seed,
+            num_embeddings: self.assembly.tokenizer.vocab_size() as u64,
+            config_hash: format!("{:016x}", xxh3_64(self.resolved.render().as_bytes())),
+            dataset_fingerprint: self.dataset.fingerprint().to_string(),
+        }
+    }
+
+    fn resume(
+        &self,
+        store: &Store,
+        comm: &mut dyn Collectives,
+        facts: &RunFacts,
+        state: &mut TrainState,
+    ) -> anyhow::Result<()> {
+        let Some(checkpoint) = find_checkpoint(store, comm, None, &mut telemetry::warn)? else {
+            return Ok(());
+        };
+        check_model(&checkpoint, &checkpoint_layout(&state.model), facts.num_embeddings)?;
+        check_run(&checkpoint, facts)?;
+        state.restore(&checkpoint)?;
+        if comm.rank() == 0 {
+            println!("resuming from {}", checkpoint.dir().display());
+            self.changed_settings().iter().for_each(|change| println!("changed since: {change}"));
+        }
+        Ok(())
+    }
+
+    /// What this start sets otherwise than the one before it, as far as that one left its settings.
+    fn changed_settings(&self) -> Vec<String> {
+        let Ok(before) = config::load_run(&self.run_dir.config(), &[]) else { return Vec::new() };
+        let pairs = before.values.iter().zip(&self.resolved.values);
+        pairs
+            .filter(|(before, now)| before.key == now.key && before.value != now.value)
+            .map(|(before, now)| format!("{} = {} was {}", now.key, now.value, before.value))
+            .collect()
+    }
+
+    fn banner(&self, state: &TrainState, world_size: usize, threads: usize) -> Banner {
+        let config = self.config();
+        let model = &config.model;
+        let parameters = state.model.arena().layout().parameters();
+        let precision = match config.trainer.precision {
+            Precision::Fp32 => "fp32",
+            Precision::Bf16 => "fp32 with bf16 products",
+        };
+        Banner::default()
+            .line("experiment", format!("{}: {}", self.args.experiment.experiment, config.description))
+            .line(
+                "model",
+                format!(
+                    "rotary with stopping head, width {}, {} layers, {} heads, {parameters} parameters, {precision}",
+                    model.d_model, model.num_layers, model.nhead
+                ),
+            )
+            .line(
+                "data",
+                format!(
+                    "{} training rows, vocabulary {}, fingerprint {}",
+                    self.dataset.len(),
+                    self.assembly.tokenizer.vocab_size(),
+                    self.dataset.fingerprint()
+                ),
+            )
+            .line(
+                "ranks",
+                format!(
+                    "{world_size} x {threads} threads, {}",
+                    if world_size > 1 { "MPI" } else { "no MPI" }
+                ),
+            )
+            .line(
+                "batch",
+                format!(
+                    "{} = {} per device x {world_size} ranks x {} accumulated",
+                    config.global_batch_size,
+                    config.per_device_batch_size,
+                    self.plan.accumulate()
+                ),
+            )
+            .line("steps", format!("{} of {} done", state.step, config.trainer.max_steps))
+            .line("run dir", self.run_dir.path().display().to_string())
+    }
+}

@@ -1,0 +1,161 @@
+//! The steps of one start of a run, and what happens between them: showing, saving, validating, stopping.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use checkpoints::Store;
+use data_pipeline::{GlobalOrder, TrainLoader};
+
+use super::Run;
+use crate::comm::Collectives;
+use crate::eval::{self, EvalContext};
+use crate::exit;
+use crate::run_dir::JsonLines;
+use crate::telemetry::{Progress, StepRecord};
+use crate::train::{RunFacts, StepFigures, TrainState, save, train_step};
+
+/// The steps of one start of a run.
+pub(super) struct Steps<'a, 'b> {
+    pub(super) run: &'a Run<'a>,
+    pub(super) comm: &'b mut dyn Collectives,
+    pub(super) store: Store,
+    pub(super) facts: RunFacts,
+}
+
+impl Steps<'_, '_> {
+    /// Runs to the last step or to a signal; the result is the exit code.
+    pub(super) fn run(&mut self, state: &mut TrainState) -> anyhow::Result<i32> {
+        let config = self.run.config();
+        let mut loader = self.loader(state.position)?;
+        let mut view = self.view(state.step)?;
+        while state.step < config.trainer.max_steps {
+            let started = Instant::now();
+            let batch = loader.next()?;
+            let waited = started.elapsed();
+            let figures = train_step(state, config, self.comm, &batch, waited, self.run.stop.is_set())?;
+            if let Some(view) = &mut view {
+                view.show(&self.record(state, &figures, started.elapsed()))?;
+            }
+            let finished = state.step == config.trainer.max_steps;
+            if finished || figures.global.stop || state.step.is_multiple_of(config.checkpoint.every_n_steps) {
+                self.save(state, view.as_ref())?;
+            }
+            if figures.global.stop && !finished {
+                if let Some(view) = &view {
+                    view.progress.finish();
+                    println!("stopped by a signal after step {}; start again to go on", state.step);
+                }
+                return Ok(exit::PREEMPTED);
+            }
+            if config.trainer.val_check_interval.is_some_and(|every| state.step.is_multiple_of(every)) {
+                self.validate(state, view.as_mut())?;
+            }
+        }
+        if let Some(view) = &view {
+            view.progress.finish();
+            println!("finished at step {}", state.step);
+        }
+        Ok(exit::OK)
+    }
+
+    fn loader(&self, position: u64) -> anyhow::Result<TrainLoader> {
+        let run = self.run;
+        let data = &run.config().data;
+        let order = if data.shuffle {
+            GlobalOrder::new(run.dataset.groups(), run.config().seed, data.window_groups)?
+        } else {
+            GlobalOrder::sequential(run.dataset.groups())?
+        };
+        let collator = run.assembly.collator(run.config())?;
+        let dataset = Arc::clone(&run.dataset);
+        Ok(TrainLoader::spawn(
+            dataset,
+            collator,
+            order,
+            run.plan,
+            position,
+            data.threads,
+            data.prefetch_steps,
+        )?)
+    }
+
+    /// Only rank 0 shows and writes figures.
+    fn view(&self, step: u64) -> anyhow::Result<Option<View>> {
+        if self.comm.rank() > 0 {
+            return Ok(None);
+        }
+        let trainer = &self.run.config().trainer;
+        Ok(Some(View {
+            progress: Progress::new(step, trainer.max_steps, trainer.log_every_n_steps),
+            metrics: JsonLines::open(self.run.run_dir.metrics(), step)?,
+            validation: JsonLines::open(self.run.run_dir.validation(), step)?,
+            recent_step_s: None,
+        }))
+    }
+
+    fn record(&self, state: &TrainState, figures: &StepFigures, duration: Duration) -> StepRecord {
+        let global = &figures.global;
+        let step_s = duration.as_secs_f64();
+        StepRecord {
+            step: state.step,
+            epoch: state.position as f64 / self.run.dataset.len() as f64,
+            loss: global.token_ce + global.stop_loss,
+            token_ce: global.token_ce,
+            stop_loss: global.stop_loss,
+            grad_norm: figures.grad_norm,
+            lr: figures.lr,
+            examples_per_s: global.examples / step_s,
+            tokens_per_s: global.visible / step_s,
+            useful_positions: global.visible / global.computed,
+            data_wait_s: global.data_wait.as_secs_f64(),
+            step_s,
+            eta_s: 0.0,
+        }
+    }
+
+    fn save(&mut self, state: &TrainState, view: Option<&View>) -> anyhow::Result<()> {
+        let started = Instant::now();
+        save(&mut self.store, self.comm, self.run.config(), &self.facts, state)?;
+        if let Some(view) = view {
+            let took = started.elapsed().as_secs_f64();
+            view.progress.say(&format!("saved a checkpoint of step {} in {took:.2} s", state.step));
+        }
+        Ok(())
+    }
+
+    fn validate(&mut self, state: &mut TrainState, view: Option<&mut View>) -> anyhow::Result<()> {
+        let run = self.run;
+        let Some(dataset) = &run.validation else { return Ok(()) };
+        let step = state.step;
+        let context =
+            EvalContext { config: run.config(), assembly: &run.assembly, dataset: Arc::clone(dataset) };
+        let report = state.with_averaged_weights(|model| eval::evaluate(&context, model, self.comm))?;
+        if let Some(view) = view {
+            view.progress.say(&format!("validation at step {step}: {report}"));
+            view.validation.append(&report.of_step(step))?;
+        }
+        Ok(())
+    }
+}
+
+/// What rank 0 shows and writes.
+struct View {
+    progress: Progress,
+    metrics: JsonLines,
+    validation: JsonLines,
+    recent_step_s: Option<f64>,
+}
+
+impl View {
+    fn show(&mut self, record: &StepRecord) -> anyhow::Result<()> {
+        const PAST: f64 = 0.95;
+        let recent =
+            self.recent_step_s.map_or(record.step_s, |past| PAST * past + (1.0 - PAST) * record.step_s);
+        self.recent_step_s = Some(recent);
+        let record =
+            StepRecord { eta_s: self.progress.remaining(record.step) as f64 * recent, ..record.clone() };
+        self.metrics.append(&record)?;
+        self.progress.show(&record);
+        Ok(())
+    }
+}
