@@ -3,6 +3,7 @@
 mod bad_input;
 mod elastic;
 mod evaluation;
+mod failure;
 mod interface;
 mod launcher;
 mod program;

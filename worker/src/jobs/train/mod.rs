@@ -110,10 +110,8 @@ impl Run<'_> {
     fn open_run_dir(&self, comm: &mut dyn Collectives) -> anyhow::Result<Store> {
         if comm.rank() == 0 {
             self.run_dir.create()?;
-            if self.args.fresh
-                && let Some(aside) = self.run_dir.set_aside()?
-            {
-                println!("moved the earlier run to {}", aside.display());
+            if self.args.fresh {
+                self.start_anew()?;
             }
         }
         comm.barrier("run directory")?;
@@ -122,6 +120,16 @@ impl Run<'_> {
             store.remove_stale()?;
         }
         Ok(store)
+    }
+
+    /// Moves an older run aside, unless it is still running.
+    fn start_anew(&self) -> anyhow::Result<()> {
+        // Refused while another process holds the store; the hold ends with this statement.
+        Store::open(self.run_dir.path())?.remove_stale()?;
+        if let Some(aside) = self.run_dir.set_aside()? {
+            println!("moved the earlier run to {}", aside.display());
+        }
+        Ok(())
     }
 
     fn facts(&self) -> RunFacts {

@@ -1,0 +1,52 @@
+//! What ends a run in its middle: a rank that hangs, a loss that is not finite, a second run in the same directory.
+
+use std::path::Path;
+
+use crate::program::{
+    Signal, checkpoint_steps, children, kill, last_step, mpirun, run, start, tiny_star, wait, wait_until,
+    worker,
+};
+
+#[test]
+fn a_rank_that_hangs_is_noticed_and_ends_the_job() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut command = mpirun(2);
+    command
+        .args(tiny_star(folder.path()))
+        .args(["trainer.max_steps=1000000", "checkpoint.every_n_steps=1000000"]);
+    let child = start(command.arg("trainer.collective_timeout_secs=2"));
+    wait_until("some steps", || last_step(folder.path()) >= 3);
+    let ranks = children(child.id());
+    kill(Signal::SIGSTOP, ranks[1]);
+    let finished = wait(child).expect(5);
+    let sentence = finished.stderr.lines().find(|line| line.starts_with("error: "));
+    let sentence = sentence.expect("the waiting rank says what it waits for");
+    assert!(sentence.contains("has waited") && sentence.contains("collective '"), "{sentence}");
+    wait_until("all ranks to end", || ranks.iter().all(|id| !Path::new(&format!("/proc/{id}")).exists()));
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_the_run_before_anything_is_spoilt() {
+    for mut command in [worker(), mpirun(2)] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        command.args(["--experiment", "star_easy_ilm", "model=rotary_tiny", "trainer.threads=1"]);
+        command.args(["per_device_batch_size=4", "global_batch_size=8", "trainer.max_steps=100"]);
+        command.args(["optimizer.lr=1e30", "checkpoint.every_n_steps=1", "--run-dir"]).arg(folder.path());
+        let finished = run(&mut command).expect(6);
+        let sentence = finished.sentence();
+        assert!(sentence.contains("step ") && sentence.contains("optimizer.lr"), "{sentence}");
+        assert_eq!(checkpoint_steps(folder.path()).last().copied().unwrap_or(0), last_step(folder.path()));
+    }
+}
+
+#[test]
+fn two_runs_in_one_directory_are_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let endless = ["trainer.max_steps=1000000", "checkpoint.every_n_steps=1000000"];
+    let first = start(worker().args(tiny_star(folder.path())).args(endless));
+    wait_until("some steps", || last_step(folder.path()) >= 3);
+    run(worker().args(tiny_star(folder.path())).args(endless)).expect(4).sentence();
+    run(worker().args(tiny_star(folder.path())).args(endless).arg("--fresh")).expect(4).sentence();
+    kill(Signal::SIGTERM, first.id());
+    wait(first).expect(75);
+}
