@@ -66,7 +66,7 @@ pub struct TrainArgs {
     /// What to train.
     #[command(flatten)]
     pub experiment: ExperimentArgs,
-    /// Folder of the run [default: runs/<experiment>].
+    /// Folder of the run [default: runs/EXPERIMENT].
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
     /// Start anew; what the folder holds is moved to `previous-N` inside it.
@@ -83,7 +83,7 @@ pub struct EvaluateArgs {
     /// Folder of the run; its configuration is taken from there.
     #[arg(long, value_name = "DIR", required_unless_present = "experiment")]
     pub run_dir: Option<PathBuf>,
-    /// Name of the experiment, for the default run directory runs/<experiment>.
+    /// Name of the experiment, for the default run directory runs/EXPERIMENT.
     #[arg(long, value_name = "NAME")]
     pub experiment: Option<String>,
     /// Rows to measure on.
