@@ -9,10 +9,11 @@ use crate::{machine, process, session};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgrp, setpgid};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -78,7 +79,10 @@ fn bind(rank: usize, cores: usize) -> nix::Result<()> {
 
 /// Ties this process and its group to mpirun and to the launcher, and keeps it alive while the worker saves.
 fn end_with_others(reporter: &Arc<Reporter>) -> io::Result<()> {
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // Not SIGKILL, which would end the wrapper before it can end what its worker has started.
+    let (mpirun_gone, notify) = UnixStream::pair()?;
+    signal_hook::low_level::pipe::register(SIGHUP, notify)?;
+    nix::sys::prctl::set_pdeathsig(Signal::SIGHUP)?;
     // mpirun signals the whole process group, so the worker gets them by itself. The wrapper has to survive them to
     // report its end; handlers, unlike ignored signals, are not inherited by the worker.
     for signal in [SIGTERM, SIGINT, SIGUSR1, SIGUSR2] {
@@ -89,18 +93,20 @@ fn end_with_others(reporter: &Arc<Reporter>) -> io::Result<()> {
     }
     let reporter = Arc::clone(reporter);
     thread::Builder::new().name("ilm-launch-alive".into()).spawn(move || {
-        wait_for_reader_to_go(&reporter.pipe);
-        // With the launcher gone nobody would see the worker through.
+        wait_for_either(&reporter.pipe, &mpirun_gone);
+        // With the launcher or mpirun gone nobody would see the worker through.
         let _ = killpg(getpgrp(), Signal::SIGKILL);
     })?;
     Ok(())
 }
 
-fn wait_for_reader_to_go(pipe: &File) {
-    let mut watched = libc::pollfd { fd: pipe.as_raw_fd(), events: 0, revents: 0 };
+/// Waits until nobody reads `pipe` any more or something can be read from `signalled`.
+fn wait_for_either(pipe: &File, signalled: &UnixStream) {
+    let watch = |fd: RawFd, events| libc::pollfd { fd, events, revents: 0 };
+    let mut watched = [watch(pipe.as_raw_fd(), 0), watch(signalled.as_raw_fd(), libc::POLLIN)];
     loop {
-        // SAFETY: `watched` is one valid pollfd, borrowed for the call only, and its descriptor is open.
-        let ready = unsafe { libc::poll(&raw mut watched, 1, -1) };
+        // SAFETY: `watched` holds two valid pollfds, borrowed for the call only, and their descriptors are open.
+        let ready = unsafe { libc::poll(watched.as_mut_ptr(), 2, -1) };
         if ready > 0 {
             return;
         }
