@@ -8,6 +8,8 @@ mod arena;
 mod attention;
 mod backbone;
 mod batch;
+#[cfg(test)]
+mod chi_square;
 pub mod config;
 mod dropout;
 mod error;

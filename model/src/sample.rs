@@ -2,52 +2,95 @@
 //!
 //! Scores are logits; an entry of minus infinity is never chosen, ties go to the lowest index, and every function returns
 //! none if there is nothing to choose. `uniform` gives numbers in [0, 1), one for each entry considered, in their order.
+//!
+//! The largest of score + Gumbel noise is a draw from the softmax of the scores. The noise of a uniform number u is
+//! -ln(-ln(u + 1e-10) + 1e-10), so a row of scores and a row of uniform numbers always give the same choice.
 
 use std::cmp::Ordering;
 
+#[cfg(test)]
+mod statistics;
+
+/// Entries whose weights are summed in f32, see [`top_p_mask`].
+const RUN: usize = 16;
+
 /// One entry with probability softmax(scores): the largest of score + Gumbel noise.
-pub fn sample(scores: &[f32], mut uniform: impl FnMut() -> f64) -> Option<usize> {
-    best(scores.iter().map(|&score| f64::from(score) + gumbel(uniform())))
+pub fn sample(scores: &[f32], uniform: impl FnMut() -> f64) -> Option<usize> {
+    sample_scaled(scores, 1.0, 1.0, uniform)
 }
 
-/// As [`sample`] over the `k` largest scores; `k` = 1 is the argmax. Noise is taken in descending order of score.
+/// The largest of score / `temperature` + `noise_scale` x Gumbel noise.
+///
+/// `temperature` is above 0; without noise (scale 0) this is the argmax, and as many uniform numbers are taken.
+pub fn sample_scaled(
+    scores: &[f32],
+    temperature: f32,
+    noise_scale: f64,
+    mut uniform: impl FnMut() -> f64,
+) -> Option<usize> {
+    best(scores.iter().map(|score| f64::from(score / temperature) + noise_scale * gumbel(uniform())))
+}
+
+/// One entry in proportion to `probabilities`, which need not sum to 1: the largest of p / (1e-10 - ln(u + 1e-10)).
+///
+/// That is an exponential race: the entry of rate p that arrives first. Entries of 0 never do.
+pub fn sample_categorical(probabilities: &[f32], mut uniform: impl FnMut() -> f64) -> Option<usize> {
+    best(probabilities.iter().map(|&probability| {
+        let delay = 1e-10 - (uniform() + 1e-10).ln();
+        if probability > 0.0 { f64::from(probability) / delay } else { f64::NEG_INFINITY }
+    }))
+}
+
+/// As [`sample`] over the entries that [`top_k`] keeps; `k` = 1 is the argmax and takes no noise. Noise is taken in
+/// descending order of score.
 pub fn sample_top_k(k: usize, scores: &[f32], mut uniform: impl FnMut() -> f64) -> Option<usize> {
     if k == 1 {
         return best(scores.iter().map(|&score| f64::from(score)));
     }
+    let kept = top_k(k, scores);
+    best(kept.iter().map(|&index| f64::from(scores[index]) + gumbel(uniform()))).map(|place| kept[place])
+}
+
+/// As [`sample`] over the entries that [`top_p_mask`] keeps.
+pub fn sample_top_p(p: f64, scores: &[f32], uniform: impl FnMut() -> f64) -> Option<usize> {
+    sample_kept(scores, &top_p_mask(p, scores), uniform)
+}
+
+/// As [`sample`] over the entries that [`nucleus_mask`] keeps.
+pub fn sample_nucleus(p: f64, scores: &[f32], uniform: impl FnMut() -> f64) -> Option<usize> {
+    sample_kept(scores, &nucleus_mask(p, scores), uniform)
+}
+
+/// Indices of the `k` largest scores (all of them if there are fewer) in descending order of score.
+pub fn top_k(k: usize, scores: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     if k < order.len() {
         order.select_nth_unstable_by(k, |&a, &b| descending(scores, a, b));
         order.truncate(k);
     }
     order.sort_unstable_by(|&a, &b| descending(scores, a, b));
-    best(order.iter().map(|&index| f64::from(scores[index]) + gumbel(uniform()))).map(|place| order[place])
+    order
 }
 
-/// As [`sample`] over the entries whose cumulative probability, from the largest down and themselves included, is at most
-/// `p`, and always the largest.
-pub fn sample_top_p(p: f64, scores: &[f32], mut uniform: impl FnMut() -> f64) -> Option<usize> {
-    let kept = nucleus(p, scores);
-    best(scores.iter().zip(kept).map(|(&score, kept)| {
-        let noise = gumbel(uniform());
-        if kept { f64::from(score) + noise } else { f64::NEG_INFINITY }
-    }))
-}
-
-/// Which entries [`sample_top_p`] may choose.
-fn nucleus(p: f64, scores: &[f32]) -> Vec<bool> {
-    let mut order: Vec<usize> =
-        (0..scores.len()).filter(|&index| scores[index] > f32::NEG_INFINITY).collect();
-    order.sort_unstable_by(|&a, &b| descending(scores, a, b));
+/// The reference's top-p rule: true for the entries whose cumulative probability, from the largest down and themselves
+/// included, is at most `p`, and always for the largest. The entry that crosses `p` is left out.
+///
+/// `p` belongs in (0, 1]. Probabilities and their running sum have the reference's precision, f32, so that with `p` = 1
+/// rounding may leave out the end of the tail, as there. [`nucleus_mask`] has neither peculiarity.
+pub fn top_p_mask(p: f64, scores: &[f32]) -> Vec<bool> {
     let mut kept = vec![false; scores.len()];
+    let order = ranked(scores);
     let Some(&top) = order.first() else { return kept };
-    let weight = |index: usize| f64::from(scores[index] - scores[top]).exp();
-    let total: f64 = order.iter().map(|&index| weight(index)).sum();
     kept[top] = true;
+    let weight = |score: f32| f64::from(score - scores[top]).exp() as f32;
+    // the reference adds a short row up in f32 from the left; with longer rows that would lose the small entries, so the
+    // sums of short runs are added in f64
+    let run_sum = |run: &[f32]| f64::from(run.iter().fold(0f32, |sum, &score| sum + weight(score)));
+    let total: f64 = scores.chunks(RUN).map(run_sum).sum();
+    let scale = total.recip() as f32;
     let mut cumulative = 0.0;
     for &index in &order {
-        cumulative += weight(index) / total;
-        // the comparison is made in f32, the precision of the reference's running sum
+        cumulative += f64::from(weight(scores[index]) * scale);
         if cumulative as f32 > p as f32 {
             break;
         }
@@ -56,9 +99,47 @@ fn nucleus(p: f64, scores: &[f32]) -> Vec<bool> {
     kept
 }
 
+/// The usual nucleus: true for the smallest set of largest entries whose probabilities sum to `p` or more, so the entry that
+/// crosses `p` is kept (Holtzman et al., "The Curious Case of Neural Text Degeneration").
+///
+/// `p` belongs in (0, 1]; 1 keeps every entry above minus infinity.
+pub fn nucleus_mask(p: f64, scores: &[f32]) -> Vec<bool> {
+    let mut kept = vec![false; scores.len()];
+    let order = ranked(scores);
+    let Some(&top) = order.first() else { return kept };
+    let weight = |index: usize| (f64::from(scores[index]) - f64::from(scores[top])).exp();
+    let total: f64 = order.iter().map(|&index| weight(index)).sum();
+    let mut cumulative = 0.0;
+    for &index in &order {
+        kept[index] = true;
+        cumulative += weight(index) / total;
+        // at 1 the sum may arrive early by rounding
+        if p < 1.0 && cumulative >= p {
+            break;
+        }
+    }
+    kept
+}
+
+/// As [`sample`] over some entries; noise is taken for all of them.
+fn sample_kept(scores: &[f32], kept: &[bool], mut uniform: impl FnMut() -> f64) -> Option<usize> {
+    best(scores.iter().zip(kept).map(|(&score, kept)| {
+        let noise = gumbel(uniform());
+        if *kept { f64::from(score) + noise } else { f64::NEG_INFINITY }
+    }))
+}
+
 /// Standard Gumbel noise from a uniform number, kept finite at both ends.
 fn gumbel(uniform: f64) -> f64 {
     -(-(uniform + 1e-10).ln() + 1e-10).ln()
+}
+
+/// Indices of the scores above minus infinity in descending order of score.
+fn ranked(scores: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> =
+        (0..scores.len()).filter(|&index| scores[index] > f32::NEG_INFINITY).collect();
+    order.sort_unstable_by(|&a, &b| descending(scores, a, b));
+    order
 }
 
 /// Largest first, then lowest index.
@@ -81,46 +162,55 @@ fn best(values: impl Iterator<Item = f64>) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::{Purpose, keyed_rng, uniform};
 
     #[test]
     fn nothing_to_choose_gives_none() {
         let closed = [f32::NEG_INFINITY; 3];
         for scores in [&closed[..], &[]] {
             assert_eq!(sample(scores, || 0.5), None);
+            assert_eq!(sample_scaled(scores, 0.5, 0.0, || 0.5), None);
             assert_eq!(sample_top_k(1, scores, || 0.5), None);
             assert_eq!(sample_top_k(2, scores, || 0.5), None);
             assert_eq!(sample_top_p(0.5, scores, || 0.5), None);
+            assert_eq!(sample_nucleus(0.5, scores, || 0.5), None);
         }
+        assert_eq!(sample_categorical(&[0.0, 0.0], || 0.5), None);
+        assert_eq!(sample_categorical(&[], || 0.5), None);
     }
 
     #[test]
     fn ties_go_to_the_lowest_index_and_extreme_uniforms_stay_finite() {
         assert_eq!(sample_top_k(1, &[1.0, 3.0, 3.0], || 0.0), Some(1));
         assert_eq!(sample(&[2.0, 2.0], || 0.0), Some(0));
-        for u in [0.0, f64::from((1u32 << 24) - 1) / f64::from(1u32 << 24)] {
+        assert_eq!(sample_categorical(&[0.0, 0.5, 0.5], || 0.5), Some(1));
+        assert_eq!(top_k(2, &[1.0, 3.0, 0.0, 3.0]), [1, 3]);
+        for u in [0.0, f64::from((1u32 << 24) - 1) / f64::from(1u32 << 24), 1.0f64.next_down()] {
             assert!(gumbel(u).is_finite());
+            assert!((1.0 / (1e-10 - (u + 1e-10).ln())).is_finite());
         }
     }
 
     #[test]
-    fn frequencies_follow_the_softmax_of_the_kept_entries() {
-        let scores = [0.0f32, 2f32.ln(), f32::NEG_INFINITY, 5f32.ln()];
-        let mut rng = keyed_rng(3, Purpose::Predict, 0, 0);
-        let mut count = |choose: &mut dyn FnMut(&mut dyn FnMut() -> f64) -> Option<usize>| {
-            let mut counts = [0f64; 4];
-            for _ in 0..20_000 {
-                counts[choose(&mut || uniform(&mut rng)).unwrap()] += 1.0 / 20_000.0;
-            }
-            counts
-        };
-        let close = |counts: [f64; 4], expected: [f64; 4]| {
-            assert!(counts.iter().zip(expected).all(|(a, b)| (a - b).abs() < 0.02), "{counts:?}");
-        };
-        close(count(&mut |u| sample(&scores, u)), [0.125, 0.25, 0.0, 0.625]);
-        close(count(&mut |u| sample_top_k(2, &scores, u)), [0.0, 2.0 / 7.0, 0.0, 5.0 / 7.0]);
-        // 0.625 + 0.25 = 0.875 fits under 0.88; the entry that would cross it is left out
-        close(count(&mut |u| sample_top_p(0.88, &scores, u)), [0.0, 2.0 / 7.0, 0.0, 5.0 / 7.0]);
-        close(count(&mut |u| sample_top_p(0.1, &scores, u)), [0.0, 0.0, 0.0, 1.0]);
+    fn the_crossing_entry_is_what_nucleus_and_top_p_differ_in() {
+        let scores = [1f32.ln(), f32::NEG_INFINITY, 5f32.ln(), 2f32.ln()];
+        // probabilities 0.125, 0, 0.625, 0.25
+        assert_eq!(top_p_mask(0.7, &scores), [false, false, true, false]);
+        assert_eq!(nucleus_mask(0.7, &scores), [false, false, true, true]);
+        assert_eq!(top_p_mask(0.88, &scores), [false, false, true, true]);
+        assert_eq!(nucleus_mask(0.88, &scores), [true, false, true, true]);
+        // the largest stays however small p is
+        assert_eq!(top_p_mask(0.1, &scores), nucleus_mask(0.1, &scores));
+        assert_eq!(nucleus_mask(1.0, &scores), [true, false, true, true]);
+    }
+
+    #[test]
+    fn a_long_tail_is_not_lost_in_the_sum() {
+        // each weight is below half a step of f32 beside the first
+        let scores: Vec<f32> = (0..1_000_000).map(|index| if index == 0 { 0.0 } else { -17.0 }).collect();
+        let share = 1.0 / (1.0 + 999_999.0 * (-17f64).exp());
+        let kept = |p: f64| top_p_mask(p, &scores).iter().filter(|&&kept| kept).count();
+        assert_eq!(kept(share - 1e-3), 1);
+        let half = kept((1.0 + share) / 2.0);
+        assert!((490_000..510_000).contains(&half), "{half}");
     }
 }
