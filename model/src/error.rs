@@ -40,6 +40,14 @@ pub enum Error {
         /// What the caller gave.
         found: usize,
     },
+    /// Host arrays that belong together differ in size.
+    #[error("{what} do not fit: {problem}")]
+    Sizes {
+        /// The arrays, in the plural.
+        what: &'static str,
+        /// What was expected and what was given.
+        problem: String,
+    },
     /// libtorch refused an operation (out of memory, mostly).
     #[error("libtorch failed: {}", first_line(.0))]
     Torch(#[from] TchError),
@@ -52,6 +60,14 @@ fn first_line(error: &TchError) -> String {
 }
 
 impl Error {
+    /// Fails unless `what` (in the plural) number as many as the place they are for.
+    pub(crate) fn unless_sized(what: &'static str, expected: usize, found: usize) -> Result<()> {
+        if found == expected {
+            return Ok(());
+        }
+        Err(Self::Sizes { what, problem: format!("{expected} are needed but {found} were given") })
+    }
+
     /// True if the user's settings are to blame, false if data or the machine is.
     pub fn is_config(&self) -> bool {
         matches!(self, Self::Config(_))
