@@ -20,6 +20,7 @@ mod layers;
 mod layout;
 mod loss;
 pub mod metrics;
+pub mod nn;
 mod plan;
 mod predict;
 mod random;
