@@ -1,10 +1,9 @@
-//! The stopping predictor and the metrics against the reference.
+//! The stopping predictor against the reference.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod common;
 
 use common::{Golden, load_model, shape_of};
-use ilm_model::metrics::{Scored, reference_scores, score};
 use ilm_model::{Predictor, PredictorConfig, Prompt, SamplingMethod};
 use serde_json::Value;
 
@@ -119,38 +118,4 @@ fn golden_predict_right_padded() {
 #[test]
 fn golden_predict_unconditional() {
     case("stopping_unconditional");
-}
-
-#[test]
-fn golden_metrics_beside_the_corrected_ones() {
-    let golden = Golden::open("metrics.safetensors");
-    let (prompts, targets) = (golden.get("input_ids"), golden.get("target_ids"));
-    for (name, corrected) in [("perfect", 1.0), ("some_wrong", 0.6), ("short_QUIRK", 0.2)] {
-        let ids = golden.get(&format!("{name}.ids"));
-        let rows: Vec<Scored> = (prompts.ints.chunks(prompts.shape[1]))
-            .zip(targets.ints.chunks(targets.shape[1]))
-            .zip(ids.ints.chunks(ids.shape[1]))
-            .map(|((prompt, target), predicted)| Scored { prompt, target, predicted })
-            .collect();
-        let scores = reference_scores(&rows, PAD);
-        let matches: Vec<f32> = scores.iter().map(|score| f32::from(u8::from(score.exact_match))).collect();
-        assert_eq!(matches, golden.floats(&format!("{name}.matches")));
-        let accuracy = scores.iter().map(|score| score.token_accuracy).sum::<f64>() / rows.len() as f64;
-        let expected = golden.floats(&format!("{name}.token_accuracy"))[0];
-        assert!((accuracy as f32 - expected).abs() < 1e-6, "{name}: {accuracy}");
-
-        // corrected: real target tokens only, and the whole target
-        let exact: f64 = rows
-            .iter()
-            .map(|row| {
-                let end =
-                    |tokens: &[i64]| tokens.iter().rposition(|&id| id != PAD).map_or(0, |last| last + 1);
-                let target = &row.target[..end(row.target)];
-                let predicted = &row.predicted[..end(row.predicted)];
-                f64::from(u8::from(score(Scored { prompt: row.prompt, target, predicted }).exact_match))
-            })
-            .sum::<f64>()
-            / rows.len() as f64;
-        assert!((exact - corrected).abs() < 1e-12, "{name}: {exact}");
-    }
 }
