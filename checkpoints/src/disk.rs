@@ -40,6 +40,20 @@ pub(crate) fn write_new(path: &Path, contents: &[u8]) -> Result<()> {
     write().map_err(|e| Error::io("write", path, e))
 }
 
+/// Reads a small regular file whole. A file above `most` bytes, or no file at all but a pipe or a directory, is the
+/// inner error: what is wrong with it.
+pub(crate) fn read_bounded(path: &Path, most: u64) -> Result<Result<Vec<u8>, String>> {
+    // Opening a pipe would wait for a writer.
+    let found = path.metadata().map_err(|e| Error::io("read", path, e))?;
+    if !found.is_file() {
+        return Ok(Err("it is not a regular file".into()));
+    }
+    if found.len() > most {
+        return Ok(Err(format!("it has {} bytes", found.len())));
+    }
+    fs::read(path).map(Ok).map_err(|e| Error::io("read", path, e))
+}
+
 /// Renames within one directory.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|e| Error::io("rename", from, e))

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::weights::WeightsError;
+
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -172,6 +174,9 @@ pub enum Error {
         /// The first difference.
         what: String,
     },
+    /// Published weights that cannot be used.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// A setting of section `checkpoint` is out of range.
     #[error("checkpoint.{key} = {value} is too small; use at least {least}")]
     Config {

@@ -6,6 +6,8 @@
 //! and reads the ranges it needs, whatever the number of ranks that wrote them. The bytes are described in
 //! `FORMAT.md`.
 //!
+//! Weights travel to and from the Python reference by module [`weights`].
+//!
 //! The crate knows nothing of tensors or of message passing: it moves `f32` slices of a flat arena.
 
 #![forbid(unsafe_code)]
@@ -20,6 +22,7 @@ mod retention;
 mod store;
 #[cfg(test)]
 mod testing;
+pub mod weights;
 mod write;
 
 pub use config::CheckpointConfig;
