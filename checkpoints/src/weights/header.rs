@@ -1,6 +1,6 @@
-//! The header of a safetensors file: read within bounds and checked to the last byte.
+//! The header of a safetensors file: read within bounds and checked to the last byte, written always alike.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use safetensors::Dtype;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::WeightsError;
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ const LENGTH_BYTES: u64 = 8;
 const METADATA: &str = "__metadata__";
 
 /// What the header says of one tensor.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TensorInfo {
     pub(crate) dtype: Dtype,
@@ -150,4 +150,33 @@ fn bytes_of(info: &TensorInfo) -> Option<u64> {
     let elements = info.shape.iter().try_fold(1u64, |product, &size| product.checked_mul(size))?;
     let bits = elements.checked_mul(info.dtype.bitsize() as u64)?;
     (bits % 8 == 0).then_some(bits / 8)
+}
+
+/// The header, length field included, of F32 tensors that follow each other in the order of their names.
+///
+/// Padded so that the data begins on a multiple of eight bytes. The order of everything is fixed, so equal weights
+/// are equal files.
+pub(crate) fn to_bytes<'a>(
+    metadata: &BTreeMap<String, String>,
+    tensors: impl Iterator<Item = (&'a str, &'a [u64])>,
+) -> Result<Vec<u8>, serde_json::Error> {
+    #[derive(Serialize)]
+    #[serde(untagged)]
+    enum Entry<'a> {
+        Metadata(&'a BTreeMap<String, String>),
+        Tensor(TensorInfo),
+    }
+    let mut entries = BTreeMap::from([(METADATA, Entry::Metadata(metadata))]);
+    let mut begin = 0;
+    for (name, shape) in tensors {
+        let end = begin + shape.iter().product::<u64>() * 4;
+        entries.insert(
+            name,
+            Entry::Tensor(TensorInfo { dtype: Dtype::F32, shape: shape.into(), data_offsets: (begin, end) }),
+        );
+        begin = end;
+    }
+    let mut json = serde_json::to_vec(&entries)?;
+    json.resize(json.len().next_multiple_of(LENGTH_BYTES as usize), b' ');
+    Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
 }

@@ -2,10 +2,11 @@
 //!
 //! A weights folder holds `model.safetensors` (the state dict) and `config.json` (the constructor's arguments).
 //! Reading: [`WeightsFile::open`], then [`WeightsFile::config`] and [`WeightsFile::architecture`] say which model it
-//! is, and [`WeightsFile::read_into`] fills the flat arena of such a model.
+//! is, and [`WeightsFile::read_into`] fills the flat arena of such a model. Writing: [`ReferenceConfig::of`] and
+//! [`write_weights`].
 //!
 //! State dicts saved by a training harness carry prefixes and stale entries; [`WeightsFile`] sees through them and
-//! says what it left out.
+//! says what it left out. The bytes are described in `FORMAT.md`.
 
 mod class;
 mod config;
@@ -21,6 +22,7 @@ mod parameters;
 mod read;
 mod resolve;
 mod rotary;
+mod write;
 
 pub use class::{Family, Head, ReferenceClass};
 pub use config::{Activation, ReferenceConfig};
@@ -30,6 +32,7 @@ pub use file::{StoredTensor, WeightsFile};
 pub use matching::{Differences, ShapeDifference};
 pub use resolve::Architecture;
 pub use rotary::inverse_frequencies;
+pub use write::{RotaryBuffers, write_weights};
 
 /// The state dict within a weights folder.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
