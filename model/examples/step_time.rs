@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use ilm_model::{Batch, LossConfig, ModelConfig, ModelShape, Precision, StoppingModel};
+use ilm_model::{Batch, LossConfig, Model, ModelConfig, ModelShape, Precision};
 
 const STEPS: u64 = 10;
 
@@ -39,7 +39,7 @@ fn shape(d_model: i64, vocabulary: i64, dropout: f64, precision: Precision) -> M
         d_model,
         num_layers: 4,
         nhead: 4,
-        rotary_emb_dim: d_model / 4,
+        rotary_emb_dim: Some(d_model / 4),
         dropout,
         ..ModelConfig::default()
     };
@@ -86,7 +86,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 tgt_ids: &rows.tgt_ids,
                 tgt_counts: &counts,
             };
-            let mut model = StoppingModel::new(shape(d_model, vocabulary, dropout, precision), 1)?;
+            let mut model = Model::new(shape(d_model, vocabulary, dropout, precision), 1)?;
             let scale = 1.0 / lengths.len() as f64;
             let mut run =
                 |step| model.forward_backward(&batch, &LossConfig::default(), scale, Some(step), &mut |_| {});

@@ -82,9 +82,9 @@ fn fused(places: &Tensor, bucket: &Bucket) -> Result<(Tensor, BucketTape)> {
     let (query, key, value) = (part(0)?, part(1)?, part(2)?);
     let heads = query.size()[1];
     let bias = bucket
-        .padding
+        .score_bias
         .as_ref()
-        .map(|padding| padding.score_bias.f_view([bucket.rows, heads, 1, bucket.width]))
+        .map(|bias| bias.f_view([bucket.rows, heads, -1, bucket.width]))
         .transpose()?;
     let (out, taped) = Taped::record(&[&query, &key, &value], |inputs| {
         let [query, key, value] = [&inputs[0], &inputs[1], &inputs[2]];
@@ -102,8 +102,8 @@ impl Explicit {
         let parts =
             places.f_permute([2, 0, 3, 1, 4])?.f_contiguous()?.f_view([3, rows * heads, width, head])?;
         let (query, key, value) = (parts.f_select(0, 0)?, parts.f_select(0, 1)?, parts.f_select(0, 2)?);
-        let (bias, beta) = match &bucket.padding {
-            Some(padding) => (padding.score_bias.shallow_clone(), 1.0),
+        let (bias, beta) = match &bucket.score_bias {
+            Some(bias) => (bias.shallow_clone(), 1.0),
             None => (Tensor::f_zeros([1, 1, 1], (places.kind(), places.device()))?, 0.0),
         };
         let scores = bias.f_baddbmm(&query, &key.f_transpose(1, 2)?, beta, scale(&parts))?;

@@ -65,7 +65,7 @@ impl Batch<'_> {
         check_len("positions", self.positions.len(), tokens)?;
         check_len("tgt_counts", self.tgt_counts.len(), targets)?;
         check_values("tokens", self.tokens, 0, shape.num_embeddings - 1)?;
-        check_values("positions", self.positions, 0, shape.max_length)?;
+        check_values("positions", self.positions, 0, shape.positions() - 1)?;
         check_values("tgt_ids", self.tgt_ids, 0, shape.num_embeddings - 1)?;
         check_values("tgt_counts", self.tgt_counts, 1, LARGEST_COUNT)?;
         (0..rows).try_for_each(|row| self.check_row(row))

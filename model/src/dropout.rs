@@ -58,6 +58,9 @@ impl Dropout {
 }
 
 impl Mask {
+    /// Where nothing is ever dropped.
+    pub(crate) const NONE: Self = Self(None);
+
     /// Gradient before the dropout, given that behind it.
     pub(crate) fn backward(&self, grad: &Tensor) -> Result<Tensor> {
         Ok(match &self.0 {

@@ -1,16 +1,17 @@
-//! The stopping head: from the hidden state at CLS, is anything missing?
+//! The head on CLS: from the hidden state there to class logits, and the loss by which it learns.
 
 use tch::{Kind, Tensor};
 
 use crate::arena::Arena;
-use crate::config::{LossConfig, Precision};
+use crate::config::{ModelShape, Precision};
 use crate::dropout::{Dropout, Mask};
 use crate::error::Result;
 use crate::layers::{LayerNorm, Linear, Taped};
+use crate::parts::HEAD;
 
-/// Residual two-layer perceptron and a linear map to the classes "complete" (0) and "tokens missing" (1).
+/// Residual two-layer perceptron and a linear map to C classes.
 #[derive(Debug)]
-pub(crate) struct StopHead {
+pub(crate) struct ClassHead {
     norm: LayerNorm,
     widen: Linear,
     narrow: Linear,
@@ -19,7 +20,7 @@ pub(crate) struct StopHead {
 
 /// What backward needs from forward.
 #[derive(Debug)]
-pub(crate) struct StopTape {
+pub(crate) struct ClassTape {
     norm: Taped,
     normed: Tensor,
     widened: Tensor,
@@ -27,29 +28,29 @@ pub(crate) struct StopTape {
     features: Tensor,
 }
 
-impl StopHead {
-    pub(crate) fn new(arena: &Arena, eps: f64) -> Result<Self> {
-        let name = |part: &str| format!("length_output_layer.{part}");
+impl ClassHead {
+    pub(crate) fn new(arena: &Arena, shape: &ModelShape) -> Result<Self> {
+        let name = |part: &str| format!("{HEAD}.{part}");
         Ok(Self {
-            norm: LayerNorm::new(arena, &name("norm_final"), eps)?,
+            norm: LayerNorm::new(arena, &name("norm_final"), true, shape.config.layer_norm_eps)?,
             widen: Linear::new(arena, &name("mlp.0"), true, Precision::Fp32)?,
             narrow: Linear::new(arena, &name("mlp.2"), true, Precision::Fp32)?,
             output: Linear::new(arena, &name("linear"), false, Precision::Fp32)?,
         })
     }
 
-    /// CLS states [B, d] -> class logits [B, 2].
-    pub(crate) fn forward(&self, cls: &Tensor, dropout: Dropout) -> Result<(Tensor, StopTape)> {
+    /// CLS states [B, d] -> class logits [B, C].
+    pub(crate) fn forward(&self, cls: &Tensor, dropout: Dropout) -> Result<(Tensor, ClassTape)> {
         let (normed, norm) = self.norm.forward(cls)?;
         let widened = self.widen.forward(&normed)?.f_tanh_()?;
         let (mut features, mask) = dropout.apply(self.narrow.forward(&widened)?)?;
         let features = features.f_add_(cls)?;
         let logits = self.output.forward(&features)?;
-        Ok((logits, StopTape { norm, normed, widened, mask, features }))
+        Ok((logits, ClassTape { norm, normed, widened, mask, features }))
     }
 
     /// Adds the head's gradients and returns that of the CLS states.
-    pub(crate) fn backward(&self, tape: StopTape, grad: &Tensor) -> Result<Tensor> {
+    pub(crate) fn backward(&self, tape: ClassTape, grad: &Tensor) -> Result<Tensor> {
         let features = self.output.backward(&tape.features, grad)?;
         let branch = tape.mask.backward(&features)?;
         let widened = self.narrow.backward(&tape.widened, &branch)?;
@@ -59,10 +60,11 @@ impl StopHead {
     }
 }
 
-/// Class logits [B, 2] as host pairs.
-pub(crate) fn to_pairs(logits: &Tensor) -> Result<Vec<[f32; 2]>> {
+/// Class logits [B, C] as host rows.
+pub(crate) fn to_rows(logits: &Tensor) -> Result<Vec<Vec<f32>>> {
+    let classes = logits.size()[1] as usize;
     let flat = to_floats(&logits.f_reshape([-1])?)?;
-    Ok(flat.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect())
+    Ok(flat.chunks_exact(classes).map(<[f32]>::to_vec).collect())
 }
 
 /// A one-dimensional f32 tensor as a host vector.
@@ -72,14 +74,27 @@ pub(crate) fn to_floats(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// Weighted binary cross entropy of each example and its gradient by the two logits.
-pub(crate) fn stopping_loss(logits: [f32; 2], missing: bool, config: &LossConfig) -> (f64, [f64; 2]) {
-    let class = usize::from(missing);
-    let weight = config.length_loss_weight * config.class_weights()[class];
-    let [a, b] = logits.map(f64::from);
-    let top = a.max(b);
-    let log_sum = top + ((a - top).exp() + (b - top).exp()).ln();
-    let mut grad = [a, b].map(|logit| weight * (logit - log_sum).exp());
+/// Softmax of logits, in f64.
+pub(crate) fn softmax(logits: &[f32]) -> Vec<f64> {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exponentials: Vec<f64> = logits.iter().map(|&logit| f64::from(logit - top).exp()).collect();
+    let sum: f64 = exponentials.iter().sum();
+    exponentials.iter().map(|value| value / sum).collect()
+}
+
+/// Weighted cross entropy of one example's logits and its gradient by them.
+pub(crate) fn class_loss(logits: &[f32], class: usize, weight: f64) -> (f64, Vec<f64>) {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - top).exp()).sum();
+    let log_sum = f64::from(top) + sum.ln();
+    let mut grad: Vec<f64> =
+        logits.iter().map(|&logit| weight * (f64::from(logit) - log_sum).exp()).collect();
     grad[class] -= weight;
-    (weight * (log_sum - [a, b][class]), grad)
+    (weight * (log_sum - f64::from(logits[class])), grad)
+}
+
+/// The number of missing tokens that a length head's logits expect: `sum c softmax(logits)_c` (the reference's
+/// `get_mean_delta_l`).
+pub fn expected_length(logits: &[f32]) -> f64 {
+    softmax(logits).iter().enumerate().map(|(class, probability)| class as f64 * probability).sum()
 }

@@ -3,9 +3,10 @@
 use tch::{Kind, Tensor};
 
 use crate::arena::Arena;
-use crate::config::Precision;
+use crate::config::{ModelShape, Precision};
 use crate::error::Result;
 use crate::gemm;
+use crate::parts::Parts;
 
 /// A piece of computation whose backward tch offers only through autograd: inputs are cut off, the output keeps its graph.
 #[derive(Debug)]
@@ -67,27 +68,35 @@ impl Linear {
     }
 }
 
-/// Normalisation over the features with weight and bias.
+/// Normalisation over the features with weight and perhaps a bias.
 #[derive(Debug)]
 pub(crate) struct LayerNorm {
     weight: (Tensor, Tensor),
-    bias: (Tensor, Tensor),
+    bias: Option<(Tensor, Tensor)>,
     eps: f64,
 }
 
 impl LayerNorm {
-    pub(crate) fn new(arena: &Arena, name: &str, eps: f64) -> Result<Self> {
+    pub(crate) fn new(arena: &Arena, name: &str, with_bias: bool, eps: f64) -> Result<Self> {
         let weight = arena.views(&format!("{name}.weight"))?;
-        let bias = arena.views(&format!("{name}.bias"))?;
+        let bias = with_bias.then(|| arena.views(&format!("{name}.bias"))).transpose()?;
         Ok(Self { weight, bias, eps })
+    }
+
+    /// The norm before the output matrix, if the model has one.
+    pub(crate) fn last(arena: &Arena, shape: &ModelShape) -> Result<Option<Self>> {
+        let parts = Parts::of(shape.config.class);
+        let eps = shape.config.layer_norm_eps;
+        let norm = || Self::new(arena, parts.final_norm, parts.biased, eps);
+        shape.config.has_final_norm().then(norm).transpose()
     }
 
     /// [N, d] -> [N, d].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<(Tensor, Taped)> {
         let width = self.weight.0.size();
-        Taped::record(&[x, &self.weight.0, &self.bias.0], |inputs| {
-            let (weight, bias) = (Some(&inputs[1]), Some(&inputs[2]));
-            Ok(inputs[0].f_layer_norm(width.as_slice(), weight, bias, self.eps, false)?)
+        let inputs: Vec<&Tensor> = [x].into_iter().chain(self.parameters().map(|(value, _)| value)).collect();
+        Taped::record(&inputs, |inputs| {
+            Ok(inputs[0].f_layer_norm(width.as_slice(), inputs.get(1), inputs.get(2), self.eps, false)?)
         })
     }
 
@@ -95,9 +104,14 @@ impl LayerNorm {
     pub(crate) fn backward(&self, taped: Taped, grad: &Tensor) -> Result<Tensor> {
         let mut grads = taped.backward(grad)?.into_iter();
         let input = grads.next();
-        for (target, grad) in [&self.weight.1, &self.bias.1].into_iter().zip(grads) {
+        for ((_, target), grad) in self.parameters().zip(grads) {
             let _ = target.shallow_clone().f_add_(&grad)?;
         }
         Ok(input.expect("one gradient per taped input, and the input is the first"))
+    }
+
+    /// (value, gradient) of weight and bias.
+    fn parameters(&self) -> impl Iterator<Item = &(Tensor, Tensor)> {
+        [&self.weight].into_iter().chain(&self.bias)
     }
 }

@@ -1,15 +1,17 @@
-//! The fixed order of all parameters in the flat buffers: embedding, blocks, output, stopping head.
+//! The fixed order of all parameters in the flat buffers: embeddings, blocks, output, class head.
 
 use std::ops::Range;
 
-use crate::config::ModelShape;
+use crate::backbone;
+use crate::config::{Family, ModelShape};
 use crate::error::{Error, Result};
+use crate::parts::{HEAD, Parts};
 
 /// Every parameter starts at a multiple of this many elements (64 bytes of f32: one cache line).
 pub const ALIGNMENT: usize = 16;
 
 /// Place of one parameter in the flat buffers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ParamEntry {
     /// The reference's state-dict key.
     pub name: String,
@@ -19,8 +21,27 @@ pub struct ParamEntry {
     pub offset: usize,
     /// Number of elements.
     pub len: usize,
-    /// True if weight decay applies: all but biases and layer norms.
-    pub decay: bool,
+    /// Where its initial values come from.
+    pub(crate) init: Init,
+}
+
+/// Where a parameter's initial values come from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Init {
+    /// All alike.
+    Constant(f32),
+    /// Uniform on `-bound..bound`.
+    Uniform {
+        /// The largest value.
+        bound: f64,
+    },
+    /// Around 0; the row with this number, if any, is 0.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+        /// A row of zeros.
+        zero_row: Option<i64>,
+    },
 }
 
 impl ParamEntry {
@@ -28,10 +49,16 @@ impl ParamEntry {
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.len
     }
+
+    /// Whether weight decay applies: to matrices, not to biases and norms. (The reference tells rotary parameters apart by name and
+    /// those of GPT-2 by dimensions, with the same outcome.)
+    pub fn decays(&self) -> bool {
+        self.shape.len() >= 2
+    }
 }
 
 /// Where every parameter lies; a pure function of the model's shape.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ParamLayout {
     entries: Vec<ParamEntry>,
     len: usize,
@@ -46,30 +73,26 @@ impl ParamLayout {
     /// The shape does not validate, or its size does not fit this machine's address space.
     pub fn new(shape: &ModelShape) -> Result<Self> {
         shape.validate()?;
-        let d = shape.config.d_model;
-        let f = shape.config.feed_forward();
-        let v = shape.num_embeddings;
+        let config = &shape.config;
+        let parts = Parts::of(config.class);
+        let start = Start::of(shape);
+        let (d, v) = (config.d_model, shape.num_embeddings);
         let mut layout = Self { entries: Vec::new(), len: 0, block_starts: Vec::new() };
-        layout.push("embed_tokens.weight".into(), &[v, d])?;
-        for i in 0..shape.config.num_layers {
+        for (name, rows, init) in backbone::embeddings(shape) {
+            layout.push(format!("{name}.weight"), &[rows, d], init)?;
+        }
+        for i in 0..config.num_layers {
             layout.block_starts.push(layout.len);
-            let name = |part: &str| format!("encoder.{i}.{part}");
-            layout.push_pair(&name("norm1"), &[d], d)?;
-            layout.push(name("attn_qkv.weight"), &[3 * d, d])?;
-            layout.push(name("o_proj.weight"), &[d, d])?;
-            layout.push_pair(&name("norm2"), &[d], d)?;
-            layout.push_pair(&name("mlp.0"), &[f, d], f)?;
-            layout.push_pair(&name("mlp.2"), &[d, f], d)?;
+            layout.push_block(|part| parts.in_block(i, part), parts, shape, start)?;
         }
         layout.block_starts.push(layout.len);
-        if !shape.config.final_layer_without_normalization {
-            layout.push_pair("output_layer.norm_final", &[d], d)?;
+        if config.has_final_norm() {
+            layout.push_norm(parts.final_norm, d, parts.biased)?;
         }
-        layout.push("output_layer.linear.weight".into(), &[v, d])?;
-        layout.push_pair("length_output_layer.norm_final", &[d], d)?;
-        layout.push_pair("length_output_layer.mlp.0", &[2 * d, d], 2 * d)?;
-        layout.push_pair("length_output_layer.mlp.2", &[d, 2 * d], d)?;
-        layout.push("length_output_layer.linear.weight".into(), &[2, d])?;
+        layout.push_linear(parts.output, [v, d], false, start.plain(d))?;
+        if let Some(classes) = shape.num_classes() {
+            layout.push_head(d, classes)?;
+        }
         Ok(layout)
     }
 
@@ -118,12 +141,48 @@ impl ParamLayout {
             .collect()
     }
 
-    fn push_pair(&mut self, name: &str, weight: &[i64], bias: i64) -> Result<()> {
-        self.push(format!("{name}.weight"), weight)?;
-        self.push(format!("{name}.bias"), &[bias])
+    fn push_block(
+        &mut self,
+        name: impl Fn(&str) -> String,
+        parts: &Parts,
+        shape: &ModelShape,
+        start: Start,
+    ) -> Result<()> {
+        let (d, f) = (shape.config.d_model, shape.config.feed_forward());
+        self.push_norm(&name(parts.norm1), d, parts.biased)?;
+        self.push_linear(&name(parts.qkv), [3 * d, d], false, start.plain(d))?;
+        self.push_linear(&name(parts.project), [d, d], false, start.projection(d))?;
+        self.push_norm(&name(parts.norm2), d, parts.biased)?;
+        self.push_linear(&name(parts.widen), [f, d], parts.biased, start.plain(d))?;
+        self.push_linear(&name(parts.narrow), [d, f], parts.biased, start.projection(f))
     }
 
-    fn push(&mut self, name: String, shape: &[i64]) -> Result<()> {
+    /// The head is the same module in both families, with the same start.
+    fn push_head(&mut self, d: i64, classes: i64) -> Result<()> {
+        let name = |part: &str| format!("{HEAD}.{part}");
+        self.push_norm(&name("norm_final"), d, true)?;
+        self.push_linear(&name("mlp.0"), [2 * d, d], true, torch_default(d))?;
+        self.push_linear(&name("mlp.2"), [d, 2 * d], true, torch_default(2 * d))?;
+        self.push_linear(&name("linear"), [classes, d], false, torch_default(d))
+    }
+
+    fn push_norm(&mut self, name: &str, width: i64, biased: bool) -> Result<()> {
+        self.push(format!("{name}.weight"), &[width], Init::Constant(1.0))?;
+        if biased {
+            self.push(format!("{name}.bias"), &[width], Init::Constant(0.0))?;
+        }
+        Ok(())
+    }
+
+    fn push_linear(&mut self, name: &str, shape: [i64; 2], biased: bool, init: Init) -> Result<()> {
+        self.push(format!("{name}.weight"), &shape, init)?;
+        if biased {
+            self.push(format!("{name}.bias"), &shape[..1], init)?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, name: String, shape: &[i64], init: Init) -> Result<()> {
         let too_big = || {
             Error::Config(format!(
                 "the model does not fit this machine's address space at '{name}' {shape:?}; use a smaller model"
@@ -139,11 +198,47 @@ impl ParamLayout {
         if next > isize::MAX as usize / 8 {
             return Err(too_big());
         }
-        let decay = !(name.contains("bias") || name.contains("norm"));
-        self.entries.push(ParamEntry { name, shape: shape.to_vec(), offset: self.len, len, decay });
+        self.entries.push(ParamEntry { name, shape: shape.to_vec(), offset: self.len, len, init });
         self.len = next;
         Ok(())
     }
+}
+
+/// How the matrices of a family start.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    family: Family,
+    layers: i64,
+}
+
+impl Start {
+    fn of(shape: &ModelShape) -> Self {
+        Self { family: shape.config.class.family(), layers: shape.config.num_layers }
+    }
+
+    /// A matrix with this input width.
+    fn plain(self, fan_in: i64) -> Init {
+        match self.family {
+            Family::Rotary => torch_default(fan_in),
+            Family::Gpt2 => Init::Normal { std: backbone::GPT2_STD, zero_row: None },
+        }
+    }
+
+    /// A matrix whose output is added to the residual stream.
+    fn projection(self, fan_in: i64) -> Init {
+        match self.family {
+            Family::Rotary => torch_default(fan_in),
+            Family::Gpt2 => {
+                let std = backbone::GPT2_STD / (2.0 * self.layers as f64).sqrt();
+                Init::Normal { std, zero_row: None }
+            }
+        }
+    }
+}
+
+/// torch's start of a linear map: weights and bias alike uniform within 1 / sqrt(fan in).
+fn torch_default(fan_in: i64) -> Init {
+    Init::Uniform { bound: (fan_in as f64).sqrt().recip() }
 }
 
 #[cfg(test)]
@@ -156,8 +251,8 @@ mod tests {
             d_model: 10,
             num_layers: 2,
             nhead: 1,
-            rotary_emb_dim: 4,
-            final_layer_without_normalization: !norm,
+            rotary_emb_dim: Some(4),
+            final_layer_without_normalization: Some(!norm),
             ..ModelConfig::default()
         };
         ModelShape {
@@ -199,9 +294,9 @@ mod tests {
     fn biases_and_norms_do_not_decay_and_the_final_norm_is_optional() {
         let layout = ParamLayout::new(&shape(false)).unwrap();
         assert!(layout.entry("output_layer.norm_final.weight").is_err());
-        assert!(layout.entry("embed_tokens.weight").unwrap().decay);
-        assert!(layout.entry("encoder.0.mlp.0.weight").unwrap().decay);
-        assert!(!layout.entry("encoder.0.mlp.0.bias").unwrap().decay);
-        assert!(!layout.entry("encoder.0.norm1.weight").unwrap().decay);
+        assert!(layout.entry("embed_tokens.weight").unwrap().decays());
+        assert!(layout.entry("encoder.0.mlp.0.weight").unwrap().decays());
+        assert!(!layout.entry("encoder.0.mlp.0.bias").unwrap().decays());
+        assert!(!layout.entry("encoder.0.norm1.weight").unwrap().decays());
     }
 }

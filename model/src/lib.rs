@@ -11,6 +11,7 @@ mod batch;
 #[cfg(test)]
 mod chi_square;
 pub mod config;
+mod dense;
 mod dropout;
 mod error;
 mod gemm;
@@ -20,20 +21,25 @@ mod layers;
 mod layout;
 mod loss;
 pub mod metrics;
+mod model;
 pub mod nn;
+mod objective;
+mod parts;
 mod plan;
 mod predict;
 mod random;
-mod rotary;
 pub mod sample;
-mod step;
 
 pub use arena::Arena;
 pub use batch::Batch;
 pub use config::{
-    Activation, LossConfig, ModelConfig, ModelShape, Precision, PredictorConfig, SamplingMethod,
+    Activation, Family, HeadKind, LengthLoss, LossConfig, ModelClass, ModelConfig, ModelShape, Precision,
+    PredictorConfig, SamplingMethod,
 };
+pub use dense::{AttentionMask, DenseBatch, DenseOutput};
 pub use error::{Error, Result};
+pub use head::expected_length;
 pub use layout::{ALIGNMENT, ParamEntry, ParamLayout};
-pub use predict::{Insertion, Prediction, Predictor, Prompt};
-pub use step::{LossParts, StoppingModel};
+pub use model::Model;
+pub use objective::LossParts;
+pub use predict::{HistoryEntry, Insertion, Prediction, Predictor, Prompt, SpecialIds};

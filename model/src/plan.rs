@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use crate::batch::Batch;
+use crate::dense::{AttentionMask, DenseBatch};
 use crate::error::Result;
 
 /// A batch on the device, its rows sorted by length (stable), with the way back to the caller's order.
@@ -56,11 +57,35 @@ impl Plan {
         Ok(Self { order, row_ptr, tokens, positions, cls, buckets, restore })
     }
 
+    /// Plans a checked padded batch: every place is computed, and the mask says which keys a query sees.
+    pub(crate) fn dense(batch: &DenseBatch, heads: i64) -> Result<Self> {
+        let (rows, width) = (batch.rows as i64, batch.width as i64);
+        let score_bias = match batch.mask {
+            AttentionMask::None => None,
+            AttentionMask::Keys(sees) => Some(score_bias(sees, [rows, 1, width], heads)?),
+            AttentionMask::Pairs(sees) => Some(score_bias(sees, [rows, width, width], heads)?),
+        };
+        let positions = match batch.positions {
+            Some(positions) => positions.to_vec(),
+            None => (0..rows).flat_map(|_| 0..width).collect(),
+        };
+        let cls = |row: usize| batch.cls.map_or(0, |cls| cls[row]);
+        Ok(Self {
+            order: (0..batch.rows).collect(),
+            row_ptr: (0..=rows).map(|row| row * width).collect(),
+            tokens: Tensor::f_from_slice(batch.tokens)?,
+            positions: Tensor::f_from_slice(&positions)?,
+            cls: (0..batch.rows).map(|row| row as i64 * width + cls(row)).collect(),
+            buckets: vec![Bucket { start: 0, tokens: rows * width, rows, width, padding: None, score_bias }],
+            restore: None,
+        })
+    }
+
     /// Per-row values in sorted order, put into the caller's.
-    pub(crate) fn unsort<T: Copy + Default>(&self, sorted: &[T]) -> Vec<T> {
+    pub(crate) fn unsort<T: Clone + Default>(&self, sorted: &[T]) -> Vec<T> {
         let mut values = vec![T::default(); sorted.len()];
-        for (&row, &value) in self.order.iter().zip(sorted) {
-            values[row] = value;
+        for (&row, value) in self.order.iter().zip(sorted) {
+            values[row] = value.clone();
         }
         values
     }
@@ -87,6 +112,9 @@ pub(crate) struct Bucket {
     pub(crate) width: i64,
     /// Present if the rows differ in length.
     pub(crate) padding: Option<Padding>,
+    /// [rows * heads, 1 or width, width] what is added to the scores of all or of each query: 0 where a key is seen, minus
+    /// infinity where not; none if every key is.
+    pub(crate) score_bias: Option<Tensor>,
 }
 
 /// How a bucket's packed tokens lie in its padded places.
@@ -96,8 +124,6 @@ pub(crate) struct Padding {
     pub(crate) token_of_place: Tensor,
     /// [tokens] place of each token.
     pub(crate) place_of_token: Tensor,
-    /// [rows * heads, 1, width] what is added to the scores: 0 for a token, minus infinity for padding.
-    pub(crate) score_bias: Tensor,
     /// [rows * width, 1, 1] 1 for a token, 0 for padding.
     pub(crate) real: Tensor,
 }
@@ -109,15 +135,19 @@ impl Bucket {
         let rows = row_ptr.len() as i64 - 1;
         let tokens = row_ptr[row_ptr.len() - 1] - start;
         let width = row_ptr.windows(2).map(|row| row[1] - row[0]).max().unwrap_or(0);
-        let padding = if tokens == rows * width { None } else { Some(Padding::new(row_ptr, width, heads)?) };
-        Ok(Self { start, tokens, rows, width, padding })
+        if tokens == rows * width {
+            return Ok(Self { start, tokens, rows, width, padding: None, score_bias: None });
+        }
+        let padding = Some(Padding::new(row_ptr, width)?);
+        let sees = row_ptr.windows(2).flat_map(|row| (0..width).map(move |key| key < row[1] - row[0]));
+        let score_bias = Some(score_bias(&sees.collect::<Vec<_>>(), [rows, 1, width], heads)?);
+        Ok(Self { start, tokens, rows, width, padding, score_bias })
     }
 }
 
 impl Padding {
-    fn new(row_ptr: &[i64], width: i64, heads: i64) -> Result<Self> {
-        let (mut token_of_place, mut place_of_token) = (Vec::new(), Vec::new());
-        let (mut real, mut score_bias) = (Vec::new(), Vec::new());
+    fn new(row_ptr: &[i64], width: i64) -> Result<Self> {
+        let (mut token_of_place, mut place_of_token, mut real) = (Vec::new(), Vec::new(), Vec::new());
         for row in row_ptr.windows(2) {
             let (first, len) = (row[0] - row_ptr[0], row[1] - row[0]);
             for column in 0..width {
@@ -127,18 +157,21 @@ impl Padding {
                 token_of_place.push(if column < len { first + column } else { first });
                 real.push(if column < len { 1f32 } else { 0.0 });
             }
-            for _ in 0..heads {
-                score_bias.extend((0..width).map(|key| if key < len { 0.0 } else { f32::NEG_INFINITY }));
-            }
         }
         let rows = row_ptr.len() as i64 - 1;
         Ok(Self {
             token_of_place: Tensor::f_from_slice(&token_of_place)?,
             place_of_token: Tensor::f_from_slice(&place_of_token)?,
-            score_bias: Tensor::f_from_slice(&score_bias)?.f_view([rows * heads, 1, width])?,
             real: Tensor::f_from_slice(&real)?.f_view([rows * width, 1, 1])?,
         })
     }
+}
+
+/// Which keys are seen, [rows, 1 or width, width] row-major, as what is added to the scores of every head.
+fn score_bias(sees: &[bool], [rows, queries, width]: [i64; 3], heads: i64) -> Result<Tensor> {
+    let bias: Vec<f32> = sees.iter().map(|&seen| if seen { 0.0 } else { f32::NEG_INFINITY }).collect();
+    let bias = Tensor::f_from_slice(&bias)?.f_view([rows, 1, queries, width])?;
+    Ok(bias.f_expand([rows, heads, queries, width], false)?.f_reshape([rows * heads, queries, width])?)
 }
 
 /// What one more bucket costs, in attention scores computed for one head.

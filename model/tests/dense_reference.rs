@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{Packed, floats, relative_error, small_shape};
-use ilm_model::{Activation, LossConfig, ModelShape, StoppingModel};
+use ilm_model::{Activation, LossConfig, Model, ModelShape};
 use tch::{Device, Kind, Tensor};
 
 struct Dense<'a> {
@@ -36,7 +36,7 @@ impl Dense<'_> {
     }
 
     fn rotate(&self, x: &Tensor, positions: &Tensor) -> Tensor {
-        let dim = self.shape.config.rotary_emb_dim;
+        let dim = self.shape.config.rotated();
         let half = dim / 2;
         let exponent = Tensor::arange(half, (Kind::Float, Device::Cpu)) * (-2.0 / dim as f64);
         let frequency = (exponent * 10_000f64.ln()).exp();
@@ -138,7 +138,7 @@ impl Dense<'_> {
 }
 
 fn check(shape: ModelShape, packed: &Packed, config: &LossConfig) {
-    let mut model = StoppingModel::new(shape.clone(), 11).unwrap();
+    let mut model = Model::new(shape.clone(), 11).unwrap();
     // layer norms away from their starting point, so that their gradients are exercised
     for (index, value) in model.arena_mut().params_mut().iter_mut().enumerate() {
         *value += 0.05 * ((index % 17) as f32 - 8.0) / 8.0;

@@ -3,24 +3,33 @@
 
 mod common;
 
-use common::{Packed, assert_close, floats, relative_error, small_shape};
+use common::{Packed, assert_close, floats, relative_error, small_shape, small_shape_of};
 use ilm_model::{
-    Error, LossConfig, LossParts, Predictor, PredictorConfig, Prompt, SamplingMethod, StoppingModel,
+    AttentionMask, DenseBatch, Error, HeadKind, LengthLoss, LossConfig, LossParts, Model, ModelClass,
 };
 use proptest::prelude::*;
 
-fn model(dropout: f64) -> StoppingModel {
-    StoppingModel::new(small_shape(dropout), 3).unwrap()
+fn model(dropout: f64) -> Model {
+    Model::new(small_shape(dropout), 3).unwrap()
+}
+
+/// The loss that trains whatever head the class has.
+fn loss_of(class: ModelClass) -> LossConfig {
+    let length_loss = match class.head() {
+        HeadKind::None => LengthLoss::None,
+        HeadKind::Stopping => LengthLoss::BinaryCe,
+        HeadKind::Classification | HeadKind::Length => LengthLoss::Ce,
+    };
+    LossConfig { length_loss, ..LossConfig::default() }
 }
 
 /// Losses and gradients of batches run one after the other, each gradient scaled by 1/8.
-fn run(model: &mut StoppingModel, batches: &[&Packed], seed: Option<u64>) -> (Vec<LossParts>, Vec<f32>) {
+fn run(model: &mut Model, batches: &[&Packed], seed: Option<u64>) -> (Vec<LossParts>, Vec<f32>) {
+    let loss = loss_of(model.shape().config.class);
     model.arena_mut().grads_mut().fill(0.0);
     let parts = batches
         .iter()
-        .map(|packed| {
-            model.forward_backward(&packed.batch(), &LossConfig::default(), 0.125, seed, &mut |_| {}).unwrap()
-        })
+        .map(|packed| model.forward_backward(&packed.batch(), &loss, 0.125, seed, &mut |_| {}).unwrap())
         .collect();
     (parts, model.arena().grads().to_vec())
 }
@@ -29,17 +38,23 @@ fn as_f32(values: &[f64]) -> Vec<f32> {
     values.iter().map(|&value| value as f32).collect()
 }
 
+/// The classes' logits, [] without a head.
+fn class_floats(logits: Option<tch::Tensor>) -> Vec<f32> {
+    logits.map(|logits| floats(&logits)).unwrap_or_default()
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_batch_is_its_rows_one_by_one_in_any_order(
+        class in prop::sample::select(ModelClass::ALL.to_vec()),
         lengths in prop::collection::vec(1i64..30, 1..9),
         rotation in 0usize..8,
     ) {
         let packed = Packed::synthetic(&lengths, 19);
         let rows: Vec<usize> = (0..lengths.len()).collect();
-        let mut model = model(0.0);
+        let mut model = Model::new(small_shape_of(class, 0.0), 3).unwrap();
         let (whole, grads) = run(&mut model, &[&packed], None);
         let whole = &whole[0];
 
@@ -47,8 +62,9 @@ proptest! {
         let (parts, sum) = run(&mut model, &singles.iter().collect::<Vec<_>>(), None);
         prop_assert!(relative_error(&sum, &grads) < 1e-5);
         for (row, part) in parts.iter().enumerate() {
-            assert_close("ce", &as_f32(&part.ce), &as_f32(&whole.ce[row..=row]), 1e-5, 1e-5);
-            assert_close("length", &as_f32(&part.length), &as_f32(&whole.length[row..=row]), 1e-5, 1e-5);
+            assert_close("ce", &as_f32(&part.ce), &as_f32(&whole.ce[row..=row]), 1e-6, 1e-5);
+            assert_close("length", &as_f32(&part.length), &as_f32(&whole.length[row..=row]), 1e-6, 1e-5);
+            assert_close("classes", &part.class_logits[0], &whole.class_logits[row], 1e-6, 1e-5);
             prop_assert_eq!(part.n_drops[0], whole.n_drops[row]);
         }
 
@@ -59,20 +75,70 @@ proptest! {
         let (parts, sum) = run(&mut model, &[&permuted], None);
         prop_assert!(relative_error(&sum, &grads) < 1e-5);
         let expected: Vec<f64> = order.iter().map(|&row| whole.ce[row]).collect();
-        assert_close("permuted ce", &as_f32(&parts[0].ce), &as_f32(&expected), 1e-5, 1e-5);
+        assert_close("permuted ce", &as_f32(&parts[0].ce), &as_f32(&expected), 1e-6, 1e-5);
         let expected: Vec<i64> = order.iter().map(|&row| whole.n_drops[row]).collect();
         prop_assert_eq!(&parts[0].n_drops, &expected);
 
         let (tokens, classes) = model.logits(&permuted.batch()).unwrap();
-        let (tokens, classes) = (floats(&tokens), floats(&classes));
+        let (tokens, classes) = (floats(&tokens), class_floats(classes));
+        let count = classes.len() / lengths.len();
+        prop_assert_eq!(count as i64, model.shape().num_classes().unwrap_or(0));
         let mut token = 0;
         for (place, &row) in order.iter().enumerate() {
             let (alone, class) = model.logits(&singles[row].batch()).unwrap();
             let alone = floats(&alone);
-            assert_close("logits", &tokens[token..token + alone.len()], &alone, 1e-5, 1e-5);
-            assert_close("classes", &classes[2 * place..2 * place + 2], &floats(&class), 1e-5, 1e-5);
+            assert_close("logits", &tokens[token..token + alone.len()], &alone, 1e-6, 1e-5);
+            assert_close("classes", &classes[count * place..][..count], &class_floats(class), 1e-6, 1e-5);
             token += alone.len();
         }
+    }
+
+    #[test]
+    fn padding_on_either_side_does_not_change_a_row(
+        class in prop::sample::select(ModelClass::ALL.to_vec()),
+        lengths in prop::collection::vec(1usize..20, 1..6),
+        extra in 0usize..9,
+        left in any::<bool>(),
+    ) {
+        let model = Model::new(small_shape_of(class, 0.0), 3).unwrap();
+        let lengths_i64: Vec<i64> = lengths.iter().map(|&length| length as i64).collect();
+        let packed = Packed::synthetic(&lengths_i64, 19);
+        let width = lengths.iter().max().unwrap() + extra;
+        let (mut tokens, mut positions) = (vec![0; lengths.len() * width], vec![0; lengths.len() * width]);
+        let mut sees = vec![false; tokens.len()];
+        let place_of = |row: usize, place: usize| {
+            row * width + place + if left { width - lengths[row] } else { 0 }
+        };
+        let mut cls = Vec::new();
+        for (row, &length) in lengths.iter().enumerate() {
+            cls.push((place_of(row, 0) - row * width) as i64);
+            for place in 0..length {
+                let (at, from) = (place_of(row, place), packed.row_ptr[row] as usize + place);
+                (tokens[at], positions[at], sees[at]) = (packed.tokens[from], place as i64, true);
+            }
+        }
+        let batch = DenseBatch {
+            rows: lengths.len(),
+            width,
+            tokens: &tokens,
+            positions: Some(&positions),
+            mask: AttentionMask::Keys(&sees),
+            cls: Some(&cls),
+        };
+        let dense = model.dense(&batch).unwrap();
+        let (expected, classes) = model.logits(&packed.batch()).unwrap();
+        let (found, expected) = (floats(&dense.token_logits), floats(&expected));
+        let mut from = 0;
+        for (row, &length) in lengths.iter().enumerate() {
+            let at = place_of(row, 0) * 19;
+            assert_close("logits", &found[at..at + length * 19], &expected[from..from + length * 19], 1e-6, 1e-5);
+            from += length * 19;
+        }
+        assert_close("classes", &class_floats(dense.class_logits), &class_floats(classes), 1e-6, 1e-5);
+        // the same as a mask of pairs
+        let pairs: Vec<bool> = sees.chunks(width).flat_map(|row| row.repeat(width)).collect();
+        let same = model.dense(&DenseBatch { mask: AttentionMask::Pairs(&pairs), ..batch }).unwrap();
+        assert_close("pairs", &floats(&same.token_logits), &found, 1e-6, 1e-5);
     }
 
     #[test]
@@ -134,8 +200,13 @@ fn explicit_and_fused_attention_agree() {
 
 #[test]
 fn dropout_gradient_is_that_of_the_sampled_loss() {
+    for class in [ModelClass::RotaryStopping, ModelClass::Gpt2Length, ModelClass::Gpt2Ilm] {
+        check_dropout_gradient(Model::new(small_shape_of(class, 0.3), 3).unwrap());
+    }
+}
+
+fn check_dropout_gradient(mut model: Model) {
     let packed = Packed::synthetic(&[5, 8, 8, 11], 19);
-    let mut model = model(0.3);
     let (_, grads) = run(&mut model, &[&packed], Some(9));
     // along the gradient, the loss with the same masks must rise by its squared norm
     let norm: f64 = grads.iter().map(|&grad| f64::from(grad).powi(2)).sum();
@@ -202,8 +273,8 @@ fn a_target_behind_cls_and_settings_out_of_range_are_refused() {
     assert_eq!(error.to_string(), "loss.length_loss_weight = 1.5 must lie in [0, 1]");
 
     let mut shape = small_shape(0.1);
-    shape.config.rotary_emb_dim = 10;
-    let error = StoppingModel::new(shape, 0).unwrap_err().to_string();
+    shape.config.rotary_emb_dim = Some(10);
+    let error = Model::new(shape, 0).unwrap_err().to_string();
     assert_eq!(
         error,
         "model.rotary_emb_dim = 10 is above the head width 8 (d_model 24 / nhead 3); use at most 8"
@@ -211,16 +282,91 @@ fn a_target_behind_cls_and_settings_out_of_range_are_refused() {
 }
 
 #[test]
+fn losses_and_heads_that_do_not_fit_are_refused_in_one_sentence() {
+    let packed = Packed::synthetic(&[4, 40], 19);
+    let refusal = |class: ModelClass, length_loss| {
+        let model = Model::new(small_shape_of(class, 0.0), 3).unwrap();
+        let loss = LossConfig { length_loss, ..LossConfig::default() };
+        model.loss(&packed.batch(), &loss).unwrap_err()
+    };
+    let cases = [
+        (ModelClass::RotaryIlm, LengthLoss::BinaryCe, "model.class = \"rotary_ilm\" has none"),
+        (ModelClass::Gpt2Length, LengthLoss::BinaryCe, "which model.class = \"gpt2_length\" has not"),
+        (ModelClass::RotaryStopping, LengthLoss::Ce, "use loss.length_loss=binary_ce"),
+    ];
+    for (class, length_loss, sentence) in cases {
+        let error = refusal(class, length_loss);
+        assert!(error.is_config() && error.to_string().contains(sentence), "{error}");
+    }
+
+    let mut shape = small_shape_of(ModelClass::RotaryLength, 0.0);
+    shape.config.num_classes = Some(3);
+    let model = Model::new(shape, 3).unwrap();
+    let error = model.loss(&packed.batch(), &loss_of(ModelClass::RotaryLength)).unwrap_err();
+    assert!(
+        matches!(error, Error::Batch { .. }) && error.to_string().contains("counts only to 2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn settings_that_contradict_the_class_are_refused() {
+    let refusal = |class: ModelClass, change: &dyn Fn(&mut ilm_model::ModelConfig)| {
+        let mut shape = small_shape_of(class, 0.0);
+        change(&mut shape.config);
+        Model::new(shape, 0).unwrap_err().to_string()
+    };
+    let gpt2 = ModelClass::Gpt2Stopping;
+    assert!(refusal(gpt2, &|config| config.rotary_emb_dim = Some(4)).contains("rotary_emb_dim"));
+    assert!(refusal(gpt2, &|config| config.identical_layers = true).contains("identical_layers"));
+    assert!(refusal(gpt2, &|config| config.layer_norm_eps = 1e-3).contains("layer_norm_eps"));
+    assert!(refusal(gpt2, &|config| config.num_classes = Some(3)).contains("has 2 classes"));
+    assert!(refusal(ModelClass::Gpt2Base, &|config| config.num_classes = Some(3)).contains("has no head"));
+    let open = ModelClass::RotaryClassification;
+    assert!(refusal(open, &|config| config.num_classes = None).contains("needs model.num_classes"));
+}
+
+#[test]
+fn malformed_padded_batches_are_refused() {
+    let model = model(0.0);
+    let (tokens, sees) = ([1i64, 5, 6, 1, 7, 8], [true; 6]);
+    let good = DenseBatch {
+        rows: 2,
+        width: 3,
+        tokens: &tokens,
+        positions: None,
+        mask: AttentionMask::Keys(&sees),
+        cls: None,
+    };
+    model.dense(&good).unwrap();
+    let blind = [true, true, true, false, false, false];
+    let bad = [
+        DenseBatch { width: 2, ..good },
+        DenseBatch { rows: 0, ..good },
+        DenseBatch { tokens: &[1, 5, 6, 1, 7, 19], ..good },
+        DenseBatch { positions: Some(&[0, 1, 2, 0, 1, 65]), ..good },
+        DenseBatch { positions: Some(&[0, 1, 2, 0, 1, -1]), ..good },
+        DenseBatch { mask: AttentionMask::Pairs(&sees), ..good },
+        DenseBatch { mask: AttentionMask::Keys(&blind), ..good },
+        DenseBatch { cls: Some(&[0, 3]), ..good },
+        DenseBatch { cls: Some(&[0]), ..good },
+    ];
+    for batch in bad {
+        assert!(matches!(model.dense(&batch), Err(Error::Batch { .. })), "{batch:?}");
+    }
+}
+
+#[test]
 fn initial_values_depend_on_seed_and_name_only() {
     let values = |seed, identical| {
         let mut shape = small_shape(0.1);
         shape.config.identical_layers = identical;
-        StoppingModel::new(shape, seed).unwrap()
+        Model::new(shape, seed).unwrap()
     };
     let (a, b, c) = (values(1, false), values(1, false), values(2, false));
     assert_eq!(a.arena().params(), b.arena().params());
     assert_ne!(a.arena().params(), c.arena().params());
-    let layer = |model: &StoppingModel, i: usize| {
+    let layer = |model: &Model, i: usize| {
         let range = model.arena().layout().entry(&format!("encoder.{i}.mlp.0.weight")).unwrap().range();
         model.arena().params()[range].to_vec()
     };
@@ -228,75 +374,4 @@ fn initial_values_depend_on_seed_and_name_only() {
     let same = values(1, true);
     assert_eq!(layer(&same, 0), layer(&same, 1));
     assert_eq!(layer(&same, 0), layer(&a, 0));
-}
-
-fn prompts() -> Vec<Prompt> {
-    (0..7u64)
-        .map(|id| {
-            let len = 2 + (id as usize * 3) % 5;
-            let mut tokens: Vec<i64> =
-                (0..len as i64).map(|place| 6 + (place * 5 + id as i64) % 12).collect();
-            let mut token_types = vec![1; len];
-            (tokens[0], token_types[0]) = (1, 0);
-            (tokens[len - 1], token_types[len - 1]) = (4, 2);
-            Prompt { id, tokens, token_types, ..Prompt::default() }
-        })
-        .collect()
-}
-
-#[test]
-fn predictions_do_not_depend_on_how_rows_are_batched() {
-    let model = model(0.1);
-    for (method, second) in [
-        (SamplingMethod::Sample, None),
-        (SamplingMethod::SampleTopK, Some(SamplingMethod::SampleTopP)),
-        (SamplingMethod::SampleTopP, Some(SamplingMethod::SampleTopK)),
-    ] {
-        let config = PredictorConfig {
-            max_steps: 12,
-            stopping_threshold: 1.0,
-            sampling_method: method,
-            top: 5,
-            second_sampling_method: second,
-            second_top: 2,
-            ..PredictorConfig::default()
-        };
-        let predictor = Predictor::new(config, &[0, 1, 2, 3, 4], model.shape()).unwrap();
-        let prompts = prompts();
-        let whole = predictor.predict(&model, &prompts, 17).unwrap();
-        let split: Vec<_> =
-            prompts.chunks(2).flat_map(|part| predictor.predict(&model, part, 17).unwrap()).collect();
-        assert_eq!(whole, split);
-        assert!(whole.iter().all(|row| row.insertions.len() == 12 && row.tokens.iter().all(|&id| id < 19)));
-        assert!(whole.iter().flat_map(|row| &row.insertions).all(|step| step.token > 4 && step.index > 0));
-        assert_ne!(whole, predictor.predict(&model, &prompts, 18).unwrap());
-    }
-}
-
-#[test]
-fn a_protected_prompt_stays_together_and_limits_hold() {
-    let model = model(0.1);
-    let config = PredictorConfig {
-        max_steps: 40,
-        max_length: Some(11),
-        stopping_threshold: 1.0,
-        protect_prompt: true,
-        ..PredictorConfig::default()
-    };
-    let predictor = Predictor::new(config.clone(), &[0, 1, 2, 3, 4], model.shape()).unwrap();
-    let prompts = prompts();
-    for (row, prompt) in predictor.predict(&model, &prompts, 1).unwrap().iter().zip(&prompts) {
-        assert_eq!(row.tokens.len(), 11);
-        assert_eq!(row.tokens[..prompt.tokens.len()], prompt.tokens);
-    }
-    let closed = Prompt { closed: Some(vec![true; prompts[0].tokens.len()]), ..prompts[0].clone() };
-    assert!(predictor.predict(&model, &[closed], 1).unwrap()[0].insertions.is_empty());
-    let all: Vec<i64> = (0..19).collect();
-    let mute = Predictor::new(config.clone(), &all, model.shape()).unwrap();
-    assert!(mute.predict(&model, &prompts, 1).unwrap().iter().all(|row| row.insertions.is_empty()));
-
-    let long = PredictorConfig { max_length: Some(66), ..config };
-    assert!(Predictor::new(long, &[], model.shape()).unwrap_err().is_config());
-    let headless = Prompt { tokens: vec![5], token_types: vec![1], ..Prompt::default() };
-    assert!(matches!(predictor.predict(&model, &[headless], 1), Err(Error::Prompt { .. })));
 }

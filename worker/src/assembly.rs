@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use data_pipeline::{Collator, Dataset, KeyedDrops, Split, Task, Tokenizer};
-use ilm_model::{ModelShape, StoppingModel};
+use ilm_model::{Model, ModelShape, Predictor, PredictorConfig, SpecialIds};
 
 use crate::config::Experiment;
 
@@ -53,18 +53,57 @@ impl Assembly {
         }
     }
 
-    /// A model with the initial values of the run's seed.
-    ///
-    /// # Errors
-    /// If the settings fit no model, or memory is short.
-    pub fn build_model(&self, config: &Experiment) -> Result<StoppingModel, ilm_model::Error> {
-        let shape = ModelShape {
+    /// What the configuration and the tokenizer make of the model.
+    pub fn model_shape(&self, config: &Experiment) -> ModelShape {
+        ModelShape {
             config: config.model.clone(),
             num_embeddings: self.tokenizer.vocab_size() as i64,
             padding_idx: i64::from(self.tokenizer.special().pad),
             max_length: config.max_length(),
             precision: config.trainer.precision,
+        }
+    }
+
+    /// A model with the initial values of the run's seed.
+    ///
+    /// # Errors
+    /// If the settings fit no model, or memory is short.
+    pub fn build_model(&self, config: &Experiment) -> Result<Model, ilm_model::Error> {
+        Model::new(self.model_shape(config), config.seed)
+    }
+
+    /// The special tokens that prediction knows by role.
+    pub fn special_ids(&self) -> SpecialIds {
+        let special = self.tokenizer.special();
+        let [cls, bos, pad, mask] = [special.cls, special.bos, special.pad, special.mask].map(i64::from);
+        SpecialIds { cls, bos, pad, mask }
+    }
+
+    /// What generates texts as the configuration says.
+    ///
+    /// # Errors
+    /// If a suppressed token is none of the tokenizer's, or the settings do not fit the model.
+    pub fn predictor(&self, config: &Experiment) -> anyhow::Result<Predictor> {
+        let suppressed = self.suppressed(&config.predictor)?;
+        let shape = self.model_shape(config);
+        Ok(Predictor::new(config.predictor.clone(), self.special_ids(), &suppressed, &shape)?)
+    }
+
+    /// The tokens that are never inserted: unless the settings name others, those that mark something rather than say something.
+    /// UNK and SEP may be part of a text.
+    fn suppressed(&self, predictor: &PredictorConfig) -> Result<Vec<i64>, data_pipeline::Error> {
+        let special = self.tokenizer.special();
+        let Some(names) = &predictor.tokens_to_suppress else {
+            let marks = [special.mask, special.eos, special.pad, special.cls, special.bos];
+            return Ok(marks.map(i64::from).to_vec());
         };
-        StoppingModel::new(shape, config.seed)
+        let id = |name: &String| {
+            self.tokenizer.token_to_id(name).map(i64::from).ok_or_else(|| {
+                data_pipeline::Error::Setting(format!(
+                    "predictor.tokens_to_suppress: '{name}' is not a token of this tokenizer"
+                ))
+            })
+        };
+        names.iter().map(id).collect()
     }
 }

@@ -19,6 +19,7 @@ Examples:
   ilm-worker --experiment star_easy_ilm model=rotary_mini trainer.max_steps=2000
   mpirun -n 8 ilm-worker --experiment owt_ilm data.train=DIR data.tokenizer=tokenizer.json
   ilm-worker evaluate --run-dir runs/star_easy_ilm
+  ilm-worker generate --run-dir runs/lm1b_ilm --infill texts.txt
 
 Exit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint or run directory, 5 communication,
 6 loss not finite, 75 stopped by a signal after saving (start again to go on).";
@@ -30,6 +31,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Measures a checkpoint: losses, and exact match where the task has answers.
     Evaluate(EvaluateArgs),
+    /// Generates texts with a checkpoint: out of nothing, behind prompts, or in the gaps of given texts.
+    Generate(GenerateArgs),
     /// Lists the experiments.
     Experiments(ConfigDirArgs),
     /// Prints every resolved value of an experiment with its origin.
@@ -77,18 +80,15 @@ pub struct TrainArgs {
     pub dry_run: bool,
 }
 
-/// `ilm-worker evaluate`.
+/// A checkpoint of a run.
 #[derive(Debug, Args)]
-pub struct EvaluateArgs {
+pub struct CheckpointArgs {
     /// Folder of the run; its configuration is taken from there.
     #[arg(long, value_name = "DIR", required_unless_present = "experiment")]
     pub run_dir: Option<PathBuf>,
     /// Name of the experiment, for the default run directory runs/EXPERIMENT.
     #[arg(long, value_name = "NAME")]
     pub experiment: Option<String>,
-    /// Rows to measure on.
-    #[arg(long, value_enum, default_value = "test")]
-    pub split: SplitArg,
     /// Step of the checkpoint [default: the newest valid one].
     #[arg(long, value_name = "N")]
     pub step: Option<u64>,
@@ -98,6 +98,40 @@ pub struct EvaluateArgs {
     /// Changes to the run's configuration: `key.path=value`.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+/// `ilm-worker evaluate`.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// What to measure.
+    #[command(flatten)]
+    pub checkpoint: CheckpointArgs,
+    /// Rows to measure on.
+    #[arg(long, value_enum, default_value = "test")]
+    pub split: SplitArg,
+}
+
+/// `ilm-worker generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// What generates.
+    #[command(flatten)]
+    pub checkpoint: CheckpointArgs,
+    /// Texts to generate out of nothing.
+    #[arg(long, value_name = "N", default_value_t = 16, conflicts_with_all = ["prompts", "infill"])]
+    pub num: usize,
+    /// A file with a prompt a line; *.jsonl: {"prompt": TEXT or [ID, ..]} or {"pieces": [.., ..]}, and "max_length".
+    #[arg(long, value_name = "FILE", conflicts_with = "infill")]
+    pub prompts: Option<PathBuf>,
+    /// A file with a text a line, whose gaps are marked by --blank; or *.jsonl as for --prompts.
+    #[arg(long, value_name = "FILE")]
+    pub infill: Option<PathBuf>,
+    /// What marks a gap in a line of --infill.
+    #[arg(long, value_name = "STRING", default_value = "<blank>")]
+    pub blank: String,
+    /// File to write, a JSON object a line [default: generations/step-N-KIND.jsonl in the run directory].
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// A split of the data.
@@ -125,8 +159,19 @@ pub struct PrepareArgs {
 /// # Errors
 /// Clap's error, which also carries the text of `--help` and `--version`.
 pub fn parse(mut arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
-    const NAMED: [&str; 10] =
-        ["train", "evaluate", "experiments", "config", "prepare", "help", "-h", "--help", "-V", "--version"];
+    const NAMED: [&str; 11] = [
+        "train",
+        "evaluate",
+        "generate",
+        "experiments",
+        "config",
+        "prepare",
+        "help",
+        "-h",
+        "--help",
+        "-V",
+        "--version",
+    ];
     if arguments.get(1).is_some_and(|first| !NAMED.iter().any(|name| first == name)) {
         arguments.insert(1, "train".into());
     }

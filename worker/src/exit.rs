@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::comm::{CommError, abort_process};
 use crate::config::ConfigError;
+use crate::generate::RequestError;
 use crate::run_dir::RunDirError;
 use crate::train::{Incompatible, NonFinite, PeerFailed};
 
@@ -12,7 +13,7 @@ use crate::train::{Incompatible, NonFinite, PeerFailed};
 pub const OK: i32 = 0;
 /// The command line or the configuration is wrong, or names something that is not there.
 pub const USAGE: i32 = 2;
-/// The training or evaluation data cannot be read.
+/// Training or evaluation data, or a file of prompts, cannot be read.
 pub const DATA: i32 = 3;
 /// A checkpoint or the run directory cannot be read or written.
 pub const CHECKPOINT: i32 = 4;
@@ -41,6 +42,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
         (cause.is::<ConfigError>() || cause.is::<ilm_model::Error>(), USAGE),
         (cause.is::<checkpoints::Error>() || cause.is::<RunDirError>(), CHECKPOINT),
         (cause.is::<Incompatible>() || cause.is::<PeerFailed>(), CHECKPOINT),
+        (cause.is::<RequestError>(), DATA),
         (cause.is::<CommError>(), COMMUNICATION),
         (cause.is::<NonFinite>(), NON_FINITE),
     ];

@@ -9,6 +9,7 @@ pub mod comm;
 pub mod config;
 pub mod eval;
 pub mod exit;
+pub mod generate;
 pub mod jobs;
 pub mod memory;
 pub mod optim;
@@ -34,6 +35,7 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
     let result = match &cli.command {
         Command::Train(args) => jobs::train(args),
         Command::Evaluate(args) => jobs::evaluate(args),
+        Command::Generate(args) => jobs::generate(args),
         Command::Experiments(args) => jobs::experiments(args),
         Command::Config(args) => jobs::show_config(args),
         Command::Prepare(args) => jobs::prepare(args),

@@ -1,4 +1,4 @@
-//! The folder of one run: `config.toml`, `metrics.jsonl`, `checkpoints/`, `evaluations/`.
+//! The folder of one run: `config.toml`, `metrics.jsonl`, `checkpoints/`, `evaluations/`, `generations/`.
 
 use std::fs;
 use std::io::{self, Write};
@@ -55,6 +55,11 @@ impl RunDir {
     /// Results of evaluations.
     pub fn evaluations(&self) -> PathBuf {
         self.root.join("evaluations")
+    }
+
+    /// Generated texts.
+    pub fn generations(&self) -> PathBuf {
+        self.root.join("generations")
     }
 
     /// Creates the folder.

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use data_pipeline::config::{Detokenizer, StarKind, Task};
-use ilm_model::config::{Activation, SamplingMethod};
+use ilm_model::config::{Activation, ModelClass, SamplingMethod};
 use worker::config::{ConfigError, Experiment, Resolved, Schedule, load, validate};
 
 const EXPERIMENTS: [&str; 6] =
@@ -60,7 +60,10 @@ fn every_shipped_file_is_known_to_these_tests() {
     experiments.push("star_easy_mini_ilm");
     experiments.sort();
     assert_eq!(names("experiment"), experiments);
-    assert_eq!(names("model"), ["rotary_mini", "rotary_small", "rotary_tiny"]);
+    assert_eq!(
+        names("model"),
+        ["gpt2_mini", "gpt2_small", "gpt2_tiny", "rotary_mini", "rotary_small", "rotary_tiny"]
+    );
     assert_eq!(names("data"), ["lm1b", "owt", "star_easy", "star_hard", "star_medium", "text"]);
 }
 
@@ -71,17 +74,25 @@ fn all_experiments_share_the_published_settings() {
         let e = shipped(name);
         assert_eq!(e.seed, 1, "{name}");
         let m = &e.model;
-        assert_eq!((m.d_model, m.num_layers, m.nhead, m.rotary_emb_dim), (768, 12, 12, 64), "{name}");
+        assert_eq!((m.d_model, m.num_layers, m.nhead, m.rotated()), (768, 12, 12, 64), "{name}");
         assert_eq!(m.dim_feedforward.unwrap_or(4 * m.d_model), 3072, "{name}");
         assert_eq!((m.dropout, m.activation, m.layer_norm_eps), (0.1, Activation::Relu, 1e-5), "{name}");
-        assert!(m.final_layer_without_normalization && !m.identical_layers, "{name}");
+        assert_eq!(
+            (m.class, m.has_final_norm(), m.identical_layers),
+            (ModelClass::RotaryStopping, false, false),
+            "{name}"
+        );
         assert_eq!(
             (e.optimizer.weight_decay, e.optimizer.betas, e.optimizer.eps),
             (0.01, [0.9, 0.999], 1e-8)
         );
         assert_eq!((e.trainer.gradient_clip_val, e.trainer.ema_decay), (1.0, Some(0.9999)), "{name}");
         assert_eq!(e.trainer.log_every_n_steps, 50, "{name}");
-        assert_eq!((e.predictor.stopping_threshold, e.predictor.stopping_temperature), (0.9, 1.0), "{name}");
+        assert_eq!(
+            (e.predictor.stopping_threshold, e.predictor.stopping_temperature),
+            (Some(0.9), 1.0),
+            "{name}"
+        );
         assert_eq!(e.predictor.second_sampling_method, Some(SamplingMethod::SampleTopK), "{name}");
         assert!(!e.predictor.protect_prompt && !e.predictor.force_predict_first_step, "{name}");
         assert!(e.data.shuffle, "{name}");
@@ -199,10 +210,13 @@ fn every_model_file_fits_every_experiment() {
             ("rotary_small", (768, 12, 12, 64)),
             ("rotary_mini", (256, 4, 4, 64)),
             ("rotary_tiny", (64, 2, 2, 32)),
+            ("gpt2_small", (768, 12, 12, 64)),
+            ("gpt2_mini", (256, 4, 4, 64)),
+            ("gpt2_tiny", (64, 2, 2, 64)),
         ] {
             let resolved = compose(name, &[&format!("model={model}")]).unwrap();
             let m = &resolved.experiment.model;
-            assert_eq!((m.d_model, m.num_layers, m.nhead, m.rotary_emb_dim), dims, "{name} {model}");
+            assert_eq!((m.d_model, m.num_layers, m.nhead, m.rotated()), dims, "{name} {model}");
             assert_eq!(origin(&resolved, "model.d_model").1, format!("configs/model/{model}.toml"));
             validate::settings(&resolved.experiment).unwrap();
         }
@@ -273,7 +287,7 @@ fn unknown_names_list_the_ones_there_are() {
     assert!(message.contains("lm1b_ilm, owt_ilm"), "{message}");
     assert!(
         refused("owt_ilm", &["model=../experiment/owt_ilm"])
-            .contains("rotary_mini, rotary_small, rotary_tiny")
+            .contains("gpt2_mini, gpt2_small, gpt2_tiny, rotary_mini, rotary_small, rotary_tiny")
     );
 }
 

@@ -78,7 +78,8 @@ fn check(file: &str) {
     let golden = Golden::open(file);
     let config = manifest(file);
     let experiment = experiment(&config);
-    let mut shape = shape_of(&manifest(MODEL)["kwargs"]);
+    let config = manifest(MODEL);
+    let mut shape = shape_of(config["class_name"].as_str().unwrap(), &config["kwargs"]);
     shape.config.dropout = experiment.model.dropout;
     let mut state = TrainState::new(load_model(shape, &Golden::open(MODEL)), &experiment);
 

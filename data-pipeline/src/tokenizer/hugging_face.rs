@@ -86,6 +86,11 @@ impl HuggingFaceTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The id of a token's string.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.json.token_to_id(token)
+    }
+
     /// The text of ids. Should the file's own decoder fail, the tokens are joined by spaces.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         self.json.decode(ids, skip_special).unwrap_or_else(|_| {
@@ -165,6 +170,7 @@ mod tests {
         assert_eq!(ids, [7592, 1010, 2088, 999]);
         assert_eq!(tokenizer.decode(&[101, 30_522, 7592, 1010, 2088, 999], true), "hello, world!");
         assert_eq!(tokenizer.encode("").unwrap(), Vec::<u32>::new());
+        assert_eq!((tokenizer.token_to_id("[BOS]"), tokenizer.token_to_id("no token")), (Some(30_522), None));
     }
 
     #[test]

@@ -88,6 +88,14 @@ impl Tokenizer {
         }
     }
 
+    /// The id of a token's string; none if it is not one token.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        match self {
+            Self::Numbers(tokenizer) => tokenizer.id(token).ok(),
+            Self::HuggingFace(tokenizer) => tokenizer.token_to_id(token),
+        }
+    }
+
     /// A hash that changes when the same text may get other ids.
     pub fn fingerprint(&self) -> String {
         match self {

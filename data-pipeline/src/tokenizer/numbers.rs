@@ -37,7 +37,8 @@ impl NumbersTokenizer {
         text.split(' ').filter(|piece| !piece.is_empty()).map(|piece| self.id(piece)).collect()
     }
 
-    fn id(&self, piece: &str) -> Result<u32> {
+    /// The id of one piece.
+    pub(super) fn id(&self, piece: &str) -> Result<u32> {
         if let Some(id) = SPECIAL_STRINGS.iter().position(|special| *special == piece) {
             return Ok(id as u32);
         }

@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 #![allow(dead_code)] // every test binary uses its own part
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
-use ilm_model::{Activation, Batch, ModelConfig, ModelShape, Precision, StoppingModel};
+use ilm_model::{
+    Activation, Batch, Family, HeadKind, Model, ModelClass, ModelConfig, ModelShape, Precision, SpecialIds,
+};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -16,7 +19,11 @@ pub struct Array {
     pub floats: Vec<f32>,
 }
 
-pub struct Golden(BTreeMap<String, Array>);
+/// The tensors of a file, and which of them a test has looked at.
+pub struct Golden {
+    arrays: BTreeMap<String, Array>,
+    used: RefCell<BTreeSet<String>>,
+}
 
 impl Golden {
     pub fn open(file: &str) -> Self {
@@ -40,7 +47,7 @@ impl Golden {
             }
             (name, array)
         });
-        Self(arrays.collect())
+        Self { arrays: arrays.collect(), used: RefCell::default() }
     }
 
     pub fn get(&self, name: &str) -> &Array {
@@ -48,7 +55,18 @@ impl Golden {
     }
 
     pub fn find(&self, name: &str) -> Option<&Array> {
-        self.0.get(name)
+        let (name, array) = self.arrays.get_key_value(name)?;
+        self.used.borrow_mut().insert(name.clone());
+        Some(array)
+    }
+
+    /// Fails unless every tensor was looked at, but for inputs whose names begin with one of these.
+    pub fn assert_all_used(&self, inputs_without_effect: &[&str]) {
+        let used = self.used.borrow();
+        let left: Vec<&String> = (self.arrays.keys().filter(|name| !used.contains(*name)))
+            .filter(|name| !inputs_without_effect.iter().any(|prefix| name.starts_with(prefix)))
+            .collect();
+        assert!(left.is_empty(), "not compared: {left:?}");
     }
 
     pub fn floats(&self, name: &str) -> &[f32] {
@@ -61,7 +79,11 @@ impl Golden {
 
     /// (name without the prefix, array) of every tensor under a prefix.
     pub fn under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Array)> {
-        self.0.iter().filter_map(move |(name, array)| Some((name.strip_prefix(prefix)?, array)))
+        self.arrays.iter().filter_map(move |(name, array)| {
+            let rest = name.strip_prefix(prefix)?;
+            self.used.borrow_mut().insert(name.clone());
+            Some((rest, array))
+        })
     }
 }
 
@@ -71,22 +93,42 @@ pub fn manifest(file: &str) -> Value {
     manifest["files"][file]["config"].take()
 }
 
-/// The shape that the reference's constructor arguments describe.
-pub fn shape_of(kwargs: &Value) -> ModelShape {
+/// The special ids of the reference's tokenizer of numbers.
+pub const SPECIAL: SpecialIds = SpecialIds { cls: 1, bos: 4, pad: 0, mask: 2 };
+
+/// What that tokenizer makes of ids when told to keep special tokens.
+pub fn decode(ids: &[i64]) -> String {
+    const NAMES: [&str; 7] = ["[PAD]", "[CLS]", "[MASK]", "[EOS]", "[BOS]", "[SEP]", "[UNK]"];
+    let token = |&id: &i64| NAMES.get(id as usize).map_or_else(|| (id - 7).to_string(), ToString::to_string);
+    ids.iter().map(token).collect::<Vec<_>>().join(" ")
+}
+
+/// The shape that the reference's class and constructor arguments describe.
+pub fn shape_of(class_name: &str, kwargs: &Value) -> ModelShape {
+    let class = *ModelClass::ALL.iter().find(|class| class.reference_name() == class_name).unwrap();
     let int = |key: &str| kwargs[key].as_i64().unwrap_or_else(|| panic!("no {key}"));
+    let activation = match (kwargs["activation"].as_str(), class.family()) {
+        (Some("gelu"), _) | (None, Family::Gpt2) => Activation::Gelu,
+        _ => Activation::Relu,
+    };
     let config = ModelConfig {
+        class,
+        num_classes: kwargs["num_classes"].as_i64(),
         d_model: int("d_model"),
         num_layers: int("num_layers"),
         nhead: int("nhead"),
         dim_feedforward: kwargs["dim_feedforward"].as_i64(),
         dropout: kwargs["dropout"].as_f64().unwrap(),
-        activation: if kwargs["activation"] == "gelu" { Activation::Gelu } else { Activation::Relu },
-        layer_norm_eps: kwargs["layer_norm_eps"].as_f64().unwrap(),
-        rotary_emb_dim: int("rotary_emb_dim"),
+        activation,
+        layer_norm_eps: kwargs["layer_norm_eps"].as_f64().unwrap_or(1e-5),
+        rotary_emb_dim: kwargs["rotary_emb_dim"].as_i64(),
         max_length: None,
-        final_layer_without_normalization: kwargs["final_layer_without_normalization"]
-            .as_bool()
-            .unwrap_or(true),
+        // Quirk 10: this constructor mixes its arguments up and always has the norm.
+        final_layer_without_normalization: if class == ModelClass::RotaryLength {
+            Some(false)
+        } else {
+            kwargs["final_layer_without_normalization"].as_bool()
+        },
         identical_layers: false,
     };
     ModelShape {
@@ -98,9 +140,16 @@ pub fn shape_of(kwargs: &Value) -> ModelShape {
     }
 }
 
+/// The model of a file of the reference's, with its parameters.
+pub fn model_of(file: &str) -> Model {
+    let config = manifest(file);
+    let shape = shape_of(config["class_name"].as_str().unwrap(), &config["kwargs"]);
+    load_model(shape, &Golden::open(file))
+}
+
 /// A model with the parameters under `param.`; the rotary buffers are not parameters.
-pub fn load_model(shape: ModelShape, golden: &Golden) -> StoppingModel {
-    let mut model = StoppingModel::new(shape, 0).unwrap();
+pub fn load_model(shape: ModelShape, golden: &Golden) -> Model {
+    let mut model = Model::new(shape, 0).unwrap();
     let mut loaded = 0;
     for (name, array) in golden.under("param.").filter(|(name, _)| !name.contains("rotary_emb")) {
         model.arena_mut().set(name, &array.floats).unwrap();
@@ -218,17 +267,24 @@ impl Packed {
     }
 }
 
-/// A small model with a final norm and every kind of parameter.
+/// A small rotary stopping model with a final norm and every kind of parameter.
 pub fn small_shape(dropout: f64) -> ModelShape {
+    small_shape_of(ModelClass::RotaryStopping, dropout)
+}
+
+/// The same of any class; 30 classes where the class leaves the number open.
+pub fn small_shape_of(class: ModelClass, dropout: f64) -> ModelShape {
     let config = ModelConfig {
+        class,
+        num_classes: matches!(class.head(), HeadKind::Classification | HeadKind::Length).then_some(30),
         d_model: 24,
         num_layers: 2,
         nhead: 3,
         dim_feedforward: Some(40),
         dropout,
-        rotary_emb_dim: 6,
+        rotary_emb_dim: (class.family() == Family::Rotary).then_some(6),
         activation: Activation::Gelu,
-        final_layer_without_normalization: false,
+        final_layer_without_normalization: Some(false),
         ..ModelConfig::default()
     };
     ModelShape { config, num_embeddings: 19, padding_idx: 0, max_length: 64, precision: Precision::Fp32 }

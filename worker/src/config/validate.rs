@@ -38,7 +38,7 @@ pub fn settings(experiment: &Experiment) -> Result<Vec<String>, ConfigError> {
     optional(experiment.input_block_size, |size| at_least("input_block_size", size, 2))?;
     at_least("data.canonical_lanes", experiment.data.canonical_lanes, 1)?;
     section(experiment.model.validate())?;
-    section(experiment.loss.validate())?;
+    section(experiment.loss.validate_for(&experiment.model))?;
     optimizer(&experiment.optimizer)?;
     lr_scheduler(experiment)?;
     trainer(&experiment.trainer)?;

@@ -1,8 +1,8 @@
 //! Generating the answers of a split and comparing them with what they should be.
 
-use data_pipeline::{EvalLoader, EvalPlan, PromptBatch, SpecialTokens};
+use data_pipeline::{EvalLoader, EvalPlan, PromptBatch};
 use ilm_model::metrics::{Scored, reference_scores, score};
-use ilm_model::{Prediction, Predictor, Prompt, StoppingModel};
+use ilm_model::{Model, Prediction, Prompt};
 
 use super::EvalContext;
 use super::report::Answers;
@@ -13,12 +13,12 @@ type Sums = [f64; 6];
 
 pub(super) fn compare(
     context: &EvalContext<'_>,
-    model: &StoppingModel,
+    model: &Model,
     comm: &mut dyn Collectives,
 ) -> anyhow::Result<Answers> {
     let config = context.config;
-    let special = context.assembly.tokenizer.special();
-    let predictor = Predictor::new(config.predictor.clone(), &never_inserted(special), model.shape())?;
+    let pad = context.assembly.special_ids().pad;
+    let predictor = context.assembly.predictor(config)?;
     let plan =
         EvalPlan::new(context.dataset.len(), config.per_device_batch_size, comm.rank(), comm.world_size())?;
     let collator = context.assembly.collator(config)?;
@@ -29,7 +29,7 @@ pub(super) fn compare(
     let mut sums = Sums::default();
     while let Some(batch) = loader.next().transpose()? {
         let predictions = predictor.predict(model, &prompts(&batch), config.seed)?;
-        add_scores(&mut sums, &batch, &predictions, i64::from(special.pad));
+        add_scores(&mut sums, &batch, &predictions, pad);
     }
     comm.all_reduce("evaluation answers", ReduceOp::Sum, sums[..].as_mut().into())?;
     let [exact_match, token_accuracy, reference_exact_match, reference_token_accuracy, inserted, rows] = sums;
@@ -40,11 +40,6 @@ pub(super) fn compare(
         reference_token_accuracy: reference_token_accuracy / rows,
         inserted_tokens: inserted / rows,
     })
-}
-
-/// The tokens that mark something rather than say something. UNK and SEP may be part of a text.
-fn never_inserted(special: &SpecialTokens) -> [i64; 5] {
-    [special.mask, special.eos, special.pad, special.cls, special.bos].map(i64::from)
 }
 
 fn prompts(batch: &PromptBatch) -> Vec<Prompt> {

@@ -1,7 +1,7 @@
 //! Mean losses over a split, with the drops that belong to its rows in epoch 0.
 
 use data_pipeline::{EvalLoader, EvalPlan};
-use ilm_model::StoppingModel;
+use ilm_model::Model;
 
 use super::EvalContext;
 use super::report::Losses;
@@ -10,7 +10,7 @@ use crate::train::batch_view;
 
 pub(super) fn mean_losses(
     context: &EvalContext<'_>,
-    model: &StoppingModel,
+    model: &Model,
     comm: &mut dyn Collectives,
 ) -> anyhow::Result<Losses> {
     let config = context.config;

@@ -7,7 +7,7 @@ mod report;
 use std::sync::Arc;
 
 use data_pipeline::{Dataset, Task};
-use ilm_model::StoppingModel;
+use ilm_model::Model;
 
 pub use self::report::Report;
 use crate::assembly::Assembly;
@@ -30,7 +30,7 @@ pub struct EvalContext<'a> {
 /// Rows that cannot be read, failing collectives.
 pub fn evaluate(
     context: &EvalContext<'_>,
-    model: &StoppingModel,
+    model: &Model,
     comm: &mut dyn Collectives,
 ) -> anyhow::Result<Report> {
     let losses = losses::mean_losses(context, model, comm)?;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use checkpoints::{Checkpoint, Layout, Section, TensorEntry};
-use ilm_model::StoppingModel;
+use ilm_model::Model;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::config::Experiment;
@@ -18,7 +18,7 @@ const EMA: &str = "ema";
 /// The state of a run between two steps.
 pub struct TrainState {
     /// Parameters and their gradients.
-    pub model: StoppingModel,
+    pub model: Model,
     /// Moments.
     pub adamw: AdamW,
     /// Moving average of the parameters, if wanted.
@@ -31,12 +31,12 @@ pub struct TrainState {
 
 impl TrainState {
     /// The state before the first step.
-    pub fn new(model: StoppingModel, config: &Experiment) -> Self {
+    pub fn new(model: Model, config: &Experiment) -> Self {
         let layout = model.arena().layout();
         let segments = layout
             .entries()
             .iter()
-            .map(|entry| Segment { range: entry.offset..entry.offset + entry.len, decay: entry.decay });
+            .map(|entry| Segment { range: entry.offset..entry.offset + entry.len, decay: entry.decays() });
         let adamw = AdamW::new(layout.len(), segments);
         let ema = config.trainer.ema_decay.map(|decay| Ema::new(model.arena().params(), decay));
         Self { model, adamw, ema, step: 0, position: 0 }
@@ -81,7 +81,7 @@ impl TrainState {
     }
 
     /// Runs `f` on a model that has the averaged weights, if an average is kept, and the trained ones otherwise.
-    pub fn with_averaged_weights<T>(&mut self, f: impl FnOnce(&StoppingModel) -> T) -> T {
+    pub fn with_averaged_weights<T>(&mut self, f: impl FnOnce(&Model) -> T) -> T {
         self.swap_weights();
         let result = f(&self.model);
         self.swap_weights();
@@ -106,7 +106,7 @@ impl TrainState {
 }
 
 /// The names and places of a model's parameters, as a checkpoint records them.
-pub fn checkpoint_layout(model: &StoppingModel) -> Layout {
+pub fn checkpoint_layout(model: &Model) -> Layout {
     let layout = model.arena().layout();
     let entry = |entry: &ilm_model::ParamEntry| TensorEntry {
         name: entry.name.clone(),
@@ -122,7 +122,7 @@ pub fn checkpoint_layout(model: &StoppingModel) -> Layout {
 /// # Errors
 /// If the checkpoint cannot be read.
 pub fn load_weights(
-    model: &mut StoppingModel,
+    model: &mut Model,
     checkpoint: &Checkpoint,
     averaged: bool,
 ) -> Result<(), checkpoints::Error> {

@@ -184,8 +184,11 @@ impl Run<'_> {
             .line(
                 "model",
                 format!(
-                    "rotary with stopping head, width {}, {} layers, {} heads, {parameters} parameters, {precision}",
-                    model.d_model, model.num_layers, model.nhead
+                    "{}, width {}, {} layers, {} heads, {parameters} parameters, {precision}",
+                    model.class.key(),
+                    model.d_model,
+                    model.num_layers,
+                    model.nhead
                 ),
             )
             .line(

@@ -1,30 +1,87 @@
-//! Rotary position embedding: the first R features of every query and key head are turned by an angle per position.
+//! The rotary family: the first R features of every query and key head are turned by an angle per position.
 
 use tch::{Device, Kind, Tensor};
 
+use super::{Backbone, Block, Embedding};
+use crate::arena::Arena;
+use crate::config::ModelShape;
+use crate::dropout::{Dropout, Mask};
 use crate::error::Result;
+use crate::layers::LayerNorm;
+use crate::layout::Init;
+use crate::plan::Plan;
 
-/// Cosines and sines of every position 0..=max_length, [max_length + 1, R/2] each.
-///
-/// Angle i of position p is `p * 10000^(-2i/R)`, computed in f32 as the reference does.
+const TOKENS: &str = "embed_tokens";
+
+/// The padding row starts at 0.
+pub(super) fn embeddings(shape: &ModelShape) -> Vec<(&'static str, i64, Init)> {
+    let init = Init::Normal { std: 1.0, zero_row: Some(shape.padding_idx) };
+    vec![(TOKENS, shape.num_embeddings, init)]
+}
+
 #[derive(Debug)]
-pub(crate) struct Rotary {
+pub(super) struct RotaryBackbone {
+    tokens: Embedding,
+    rotary: Rotary,
+    blocks: Vec<Block>,
+}
+
+impl RotaryBackbone {
+    pub(super) fn new(arena: &Arena, shape: &ModelShape) -> Result<Self> {
+        Ok(Self {
+            tokens: Embedding::new(arena, TOKENS, Some(shape.padding_idx))?,
+            rotary: Rotary::new(shape.config.rotated(), shape.positions())?,
+            blocks: Block::stack(arena, shape)?,
+        })
+    }
+}
+
+impl Backbone for RotaryBackbone {
+    fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    fn embed(&self, plan: &Plan, _: Dropout) -> Result<(Tensor, Mask)> {
+        Ok((self.tokens.forward(&plan.tokens)?, Mask::NONE))
+    }
+
+    fn embed_backward(&self, plan: &Plan, _: &Mask, grad: Tensor) -> Result<()> {
+        self.tokens.backward(&plan.tokens, grad)
+    }
+
+    fn turns(&self, plan: &Plan) -> Result<Option<Turns>> {
+        Ok(Some(self.rotary.at(&plan.positions)?))
+    }
+
+    /// Its final norm is part of the output layer: the head on CLS does not see it.
+    fn last_norm(&self) -> Option<&LayerNorm> {
+        None
+    }
+}
+
+/// Cosines and sines of every position, [positions, R/2] each. Angle i of position p is `p * 10000^(-2i/R)`.
+#[derive(Debug)]
+struct Rotary {
     cos: Tensor,
     sin: Tensor,
 }
 
+/// `10000^(-2i/R)` for i in 0..R/2, computed in f32 as the reference does.
+fn inv_freq(dim: i64) -> Result<Tensor> {
+    let options = (Kind::Float, Device::Cpu);
+    let exponents = Tensor::f_arange_start_step(0, dim, 2, options)?.f_div_scalar(dim)?;
+    Ok(Tensor::f_full([1], 10000.0, options)?.f_pow(&exponents)?.f_reciprocal()?)
+}
+
 impl Rotary {
-    pub(crate) fn new(dim: i64, max_length: i64) -> Result<Self> {
-        let options = (Kind::Float, Device::Cpu);
-        let exponents = Tensor::f_arange_start_step(0, dim, 2, options)?.f_div_scalar(dim)?;
-        let inv_freq = Tensor::f_full([1], 10000.0, options)?.f_pow(&exponents)?.f_reciprocal()?;
-        let positions = Tensor::f_arange_start_step(0, max_length + 1, 1, options)?;
-        let angles = positions.f_outer(&inv_freq)?;
+    fn new(dim: i64, positions: i64) -> Result<Self> {
+        let positions = Tensor::f_arange(positions, (Kind::Float, Device::Cpu))?;
+        let angles = positions.f_outer(&inv_freq(dim)?)?;
         Ok(Self { cos: angles.f_cos()?, sin: angles.f_sin()? })
     }
 
     /// The turns of N packed tokens.
-    pub(crate) fn at(&self, positions: &Tensor) -> Result<Turns> {
+    fn at(&self, positions: &Tensor) -> Result<Turns> {
         let pick = |table: &Tensor| table.f_index_select(0, positions)?.f_unsqueeze(1)?.f_unsqueeze(1);
         let (cos, sin) = (pick(&self.cos)?, pick(&self.sin)?);
         let minus_sin = sin.f_neg()?;
@@ -79,7 +136,7 @@ mod tests {
         let bytes = std::fs::read(test_support::golden_dir().join("rotary_embedding.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         for dim in [4, 8] {
-            let rotary = Rotary::new(dim, 16).unwrap();
+            let rotary = Rotary::new(dim, 17).unwrap();
             let close = |found: &Tensor, name: &str| {
                 let expected = load(&tensors, &format!("dim{dim}.{name}"));
                 assert_eq!(found.size(), expected.size());

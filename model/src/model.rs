@@ -1,0 +1,155 @@
+//! The model: backbone, output layer and class head on one arena, and what it says of a batch.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::arena::Arena;
+use crate::backbone::{self, Backbone};
+use crate::batch::Batch;
+use crate::config::{Family, ModelShape};
+use crate::dense::{DenseBatch, DenseOutput};
+use crate::dropout::Dropout;
+use crate::error::Result;
+use crate::head::ClassHead;
+use crate::init;
+use crate::layers::{LayerNorm, Linear, Taped};
+use crate::layout::ParamLayout;
+use crate::parts::Parts;
+use crate::plan::Plan;
+
+/// An insertion language model of any of the reference's classes.
+#[derive(Debug)]
+pub struct Model {
+    shape: ModelShape,
+    arena: Arena,
+    /// The ranges of the arena that backward finishes one after the other.
+    pub(crate) stages: Vec<Range<usize>>,
+    pub(crate) backbone: Box<dyn Backbone>,
+    pub(crate) output: OutputLayer,
+    pub(crate) head: Option<ClassHead>,
+}
+
+/// Hidden states to token logits, with a norm before them or without.
+#[derive(Debug)]
+pub(crate) struct OutputLayer {
+    norm: Option<LayerNorm>,
+    pub(crate) linear: Linear,
+}
+
+impl Model {
+    /// A model with initial values that depend on the shape and the seed only.
+    ///
+    /// # Errors
+    /// The shape does not validate, or memory is short.
+    pub fn new(shape: ModelShape, seed: u64) -> Result<Self> {
+        let layout = Arc::new(ParamLayout::new(&shape)?);
+        let stages = layout.stages();
+        let mut arena = Arena::zeros(layout)?;
+        init::initialise(&mut arena, &shape, seed);
+        Ok(Self {
+            stages,
+            backbone: backbone::build(&arena, &shape)?,
+            output: OutputLayer::new(&arena, &shape)?,
+            head: shape.num_classes().map(|_| ClassHead::new(&arena, &shape)).transpose()?,
+            shape,
+            arena,
+        })
+    }
+
+    /// The shape the model was made with.
+    pub fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    /// Parameters and gradients.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// Parameters and gradients, to be changed.
+    pub fn arena_mut(&mut self) -> &mut Arena {
+        &mut self.arena
+    }
+
+    /// Token logits [N, V] and, if there is a head, class logits [B, C] in the batch's order, without dropout; targets are not
+    /// looked at.
+    ///
+    /// # Errors
+    /// A malformed batch, or memory is short.
+    pub fn logits(&self, batch: &Batch) -> Result<(Tensor, Option<Tensor>)> {
+        batch.validate(&self.shape)?;
+        if batch.visible() == 0 {
+            let empty = |width: i64| Tensor::f_zeros([0, width], (Kind::Float, Device::Cpu));
+            return Ok((empty(self.shape.num_embeddings)?, self.shape.num_classes().map(empty).transpose()?));
+        }
+        let _guard = tch::no_grad_guard();
+        let plan = Plan::new(batch, self.shape.config.nhead)?;
+        let hidden = self.backbone.hidden(&plan)?;
+        let tokens = self.token_logits(&hidden)?;
+        let classes = self.class_logits(&plan, &hidden)?;
+        let Some(restore) = &plan.restore else { return Ok((tokens, classes)) };
+        let places: Vec<i64> = plan.unsort(&(0..plan.order.len() as i64).collect::<Vec<_>>());
+        let places = Tensor::f_from_slice(&places)?;
+        let classes = classes.map(|classes| classes.f_index_select(0, &places)).transpose()?;
+        Ok((tokens.f_index_select(0, restore)?, classes))
+    }
+
+    /// All that the model says of a padded batch, without dropout, places of padding included.
+    ///
+    /// # Errors
+    /// A malformed batch, or memory is short.
+    pub fn dense(&self, batch: &DenseBatch) -> Result<DenseOutput> {
+        batch.validate(&self.shape)?;
+        let _guard = tch::no_grad_guard();
+        let plan = Plan::dense(batch, self.shape.config.nhead)?;
+        let hidden = self.backbone.hidden(&plan)?;
+        let class_logits = self.class_logits(&plan, &hidden)?;
+        let rows_of = |tensor: &Tensor| tensor.f_view([batch.rows as i64, batch.width as i64, -1]);
+        let token_logits = rows_of(&self.token_logits(&hidden)?)?;
+        Ok(DenseOutput { hidden: rows_of(&hidden)?, token_logits, class_logits })
+    }
+
+    /// Class logits [B, C] of the plan's rows, without dropout; none if there is no head.
+    pub(crate) fn class_logits(&self, plan: &Plan, hidden: &Tensor) -> Result<Option<Tensor>> {
+        let Some(head) = &self.head else { return Ok(None) };
+        let cls = hidden.f_index_select(0, &Tensor::f_from_slice(&plan.cls)?)?;
+        Ok(Some(head.forward(&cls, Dropout::OFF)?.0))
+    }
+
+    /// Token logits [M, V] of hidden states [M, d].
+    pub(crate) fn token_logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.output.linear.forward(&self.output.normed(hidden)?.0)
+    }
+}
+
+impl OutputLayer {
+    fn new(arena: &Arena, shape: &ModelShape) -> Result<Self> {
+        let parts = Parts::of(shape.config.class);
+        let norm = match shape.config.class.family() {
+            Family::Rotary => LayerNorm::last(arena, shape)?,
+            Family::Gpt2 => None, // part of the backbone there
+        };
+        Ok(Self { norm, linear: Linear::new(arena, parts.output, false, shape.precision)? })
+    }
+
+    /// What the output matrix is applied to, [M, d] each.
+    pub(crate) fn normed(&self, hidden: &Tensor) -> Result<(Tensor, Option<Taped>)> {
+        Ok(match &self.norm {
+            Some(norm) => {
+                let (normed, tape) = norm.forward(hidden)?;
+                (normed, Some(tape))
+            }
+            None => (hidden.shallow_clone(), None),
+        })
+    }
+
+    /// Adds the norm's gradients and returns that of the hidden states.
+    pub(crate) fn normed_backward(&self, tape: Option<Taped>, grad: Tensor) -> Result<Tensor> {
+        match (&self.norm, tape) {
+            (Some(norm), Some(tape)) => norm.backward(tape, &grad),
+            _ => Ok(grad),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! One micro-batch forward, its loss, and its gradients stage by stage from the output down.
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use crate::batch::Batch;
+use crate::config::LossConfig;
+use crate::dropout::Dropout;
+use crate::error::{Error, Result};
+use crate::head::{class_loss, to_rows};
+use crate::loss::{Targets, joint_loss};
+use crate::model::Model;
+use crate::plan::Plan;
+
+/// Loss of every example of a micro-batch, in the batch's order.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LossParts {
+    /// Joint token cross entropy, 0 where nothing was dropped.
+    pub ce: Vec<f64>,
+    /// Weighted loss of the head on CLS, 0 where it is not trained.
+    pub length: Vec<f64>,
+    /// Logits of the head's classes; empty rows without a head.
+    pub class_logits: Vec<Vec<f32>>,
+    /// Dropped tokens.
+    pub n_drops: Vec<i64>,
+    /// Positions that attention computed, its padding included; a batch without padding has as many as visible tokens.
+    pub computed_positions: i64,
+}
+
+impl LossParts {
+    /// Examples.
+    pub fn examples(&self) -> usize {
+        self.ce.len()
+    }
+
+    /// Sum of the token losses.
+    pub fn ce_sum(&self) -> f64 {
+        self.ce.iter().sum()
+    }
+
+    /// Sum of the head's losses.
+    pub fn length_sum(&self) -> f64 {
+        self.length.iter().sum()
+    }
+
+    /// Sum of both losses; divided by the number of examples it is the training loss.
+    pub fn loss_sum(&self) -> f64 {
+        self.ce_sum() + self.length_sum()
+    }
+}
+
+/// The head's part of the loss, rows in sorted order.
+struct Classes {
+    logits: Vec<Vec<f32>>,
+    losses: Vec<f64>,
+    /// By the logits.
+    grads: Vec<Vec<f64>>,
+}
+
+impl Model {
+    /// Losses of a micro-batch; adds `scale` times the gradient of their sum to the arena's gradients.
+    ///
+    /// `on_ready` is called with a range of the arena as soon as it has this micro-batch's whole contribution: first what
+    /// follows the last block, then the blocks from the last to the first, then the embedding; together the whole arena.
+    /// `dropout_seed` none turns dropout off; what is dropped depends on the seed and the batch's shape only. After an error
+    /// the gradients hold part of the contribution and must be zeroed.
+    ///
+    /// # Errors
+    /// A malformed batch, settings out of range or without the head they train, or memory is short.
+    pub fn forward_backward(
+        &mut self,
+        batch: &Batch,
+        loss: &LossConfig,
+        scale: f64,
+        dropout_seed: Option<u64>,
+        on_ready: &mut dyn FnMut(Range<usize>),
+    ) -> Result<LossParts> {
+        self.check(batch, loss)?;
+        let mut stages = self.stages.iter().cloned();
+        let mut stage_ready = || stages.next().map(&mut *on_ready).unwrap_or_default();
+        if batch.visible() == 0 {
+            self.stages.iter().for_each(|_| stage_ready());
+            return Ok(LossParts::default());
+        }
+        let _guard = tch::no_grad_guard();
+        let dropout =
+            dropout_seed.map_or(Dropout::OFF, |seed| Dropout::new(self.shape().config.dropout, seed));
+        let plan = Plan::new(batch, self.shape().config.nhead)?;
+        let encoded = self.backbone.encode(&plan, dropout)?;
+
+        let targets = Targets::new(batch, &plan)?;
+        let (ce, mut grad) = self.tokens_backward(&targets, &encoded.hidden, loss, scale)?;
+        let head_dropout = dropout.site(self.backbone.blocks().len() as u64);
+        let classes =
+            self.head_backward(&plan, &targets, &encoded.hidden, &mut grad, loss, scale, head_dropout)?;
+        self.backbone.backward(&plan, encoded, grad, &mut stage_ready)?;
+        Ok(parts(&plan, &targets, &ce, classes))
+    }
+
+    /// Losses of a micro-batch without dropout and gradients.
+    ///
+    /// # Errors
+    /// As for [`forward_backward`](Self::forward_backward).
+    pub fn loss(&self, batch: &Batch, loss: &LossConfig) -> Result<LossParts> {
+        self.check(batch, loss)?;
+        if batch.visible() == 0 {
+            return Ok(LossParts::default());
+        }
+        let _guard = tch::no_grad_guard();
+        let plan = Plan::new(batch, self.shape().config.nhead)?;
+        let hidden = self.backbone.hidden(&plan)?;
+        let targets = Targets::new(batch, &plan)?;
+        let ce = if targets.is_empty() {
+            vec![0.0; plan.order.len()]
+        } else {
+            let rows = self.output.normed(&hidden.f_index_select(0, &targets.rows)?)?.0;
+            let (vocabulary, budget) = (self.shape().num_embeddings, loss.head_budget_mib);
+            joint_loss(&self.output.linear, vocabulary, &rows, &targets, budget, None)?.0
+        };
+        let logits = self.class_logits(&plan, &hidden)?;
+        let classes = logits.map(|logits| Classes::new(&logits, &plan, &targets, loss)).transpose()?;
+        Ok(parts(&plan, &targets, &ce, classes))
+    }
+
+    fn check(&self, batch: &Batch, loss: &LossConfig) -> Result<()> {
+        loss.validate_for(&self.shape().config)?;
+        batch.validate(self.shape())
+    }
+
+    /// Token losses of the sorted rows and their gradient by the hidden states [N, d].
+    fn tokens_backward(
+        &self,
+        targets: &Targets,
+        hidden: &Tensor,
+        loss: &LossConfig,
+        scale: f64,
+    ) -> Result<(Vec<f64>, Tensor)> {
+        let mut grad = hidden.f_zeros_like()?;
+        if targets.is_empty() {
+            return Ok((vec![0.0; targets.n_drops.len()], grad));
+        }
+        let (rows, tape) = self.output.normed(&hidden.f_index_select(0, &targets.rows)?)?;
+        let (vocabulary, budget) = (self.shape().num_embeddings, loss.head_budget_mib);
+        let (ce, rows_grad) =
+            joint_loss(&self.output.linear, vocabulary, &rows, targets, budget, Some(scale))?;
+        let rows_grad = rows_grad.expect("a scale was given, so there is a gradient");
+        let rows_grad = self.output.normed_backward(tape, rows_grad)?;
+        let grad = grad.f_index_copy_(0, &targets.rows, &rows_grad)?;
+        Ok((ce, grad))
+    }
+
+    /// The head's losses; adds its gradients, and to `grad` that of the hidden states.
+    #[allow(clippy::too_many_arguments)] // one step's whole state; a struct for it would be used once
+    fn head_backward(
+        &self,
+        plan: &Plan,
+        targets: &Targets,
+        hidden: &Tensor,
+        grad: &mut Tensor,
+        loss: &LossConfig,
+        scale: f64,
+        dropout: Dropout,
+    ) -> Result<Option<Classes>> {
+        let Some(head) = &self.head else { return Ok(None) };
+        let cls_index = Tensor::f_from_slice(&plan.cls)?;
+        let cls = hidden.f_index_select(0, &cls_index)?;
+        let (logits, tape) = head.forward(&cls, dropout)?;
+        let classes = Classes::new(&logits, plan, targets, loss)?;
+        let grads: Vec<f32> = classes.grads.iter().flatten().map(|value| (scale * value) as f32).collect();
+        let cls_grad = head.backward(tape, &Tensor::f_from_slice(&grads)?.f_view_as(&logits)?)?;
+        let _ = grad.f_index_add_(0, &cls_index, &cls_grad)?;
+        Ok(Some(classes))
+    }
+}
+
+impl Classes {
+    fn new(logits: &Tensor, plan: &Plan, targets: &Targets, loss: &LossConfig) -> Result<Self> {
+        let logits = to_rows(logits)?;
+        let mut classes = Self { losses: Vec::new(), grads: Vec::new(), logits };
+        for (place, (logits, &drops)) in classes.logits.iter().zip(&targets.n_drops).enumerate() {
+            let (value, grad) = match loss.class_of(drops) {
+                None => (0.0, vec![0.0; logits.len()]),
+                Some((class, weight)) if class < logits.len() => class_loss(logits, class, weight),
+                Some(_) => {
+                    return Err(Error::Batch {
+                        place: format!("row {}", plan.order[place]),
+                        problem: format!(
+                            "{drops} tokens are missing, but the length head counts only to {}; raise model.num_classes",
+                            logits.len() - 1
+                        ),
+                    });
+                }
+            };
+            classes.losses.push(value);
+            classes.grads.push(grad);
+        }
+        Ok(classes)
+    }
+}
+
+/// Back in the batch's order.
+fn parts(plan: &Plan, targets: &Targets, ce: &[f64], classes: Option<Classes>) -> LossParts {
+    let rows = targets.n_drops.len();
+    let (length, logits) = match classes {
+        Some(classes) => (classes.losses, classes.logits),
+        None => (vec![0.0; rows], vec![Vec::new(); rows]),
+    };
+    LossParts {
+        ce: plan.unsort(ce),
+        length: plan.unsort(&length),
+        class_logits: plan.unsort(&logits),
+        n_drops: plan.unsort(&targets.n_drops),
+        computed_positions: plan.computed_positions(),
+    }
+}

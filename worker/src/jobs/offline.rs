@@ -1,0 +1,80 @@
+//! What every job on a finished or running run's checkpoint begins with: the run's configuration, and a model with its weights.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use checkpoints::{Checkpoint, Store};
+use ilm_model::Model;
+
+use crate::assembly::Assembly;
+use crate::cli::CheckpointArgs;
+use crate::comm::{Collectives, CommError, LaunchEnv, connect};
+use crate::config::{self, Experiment};
+use crate::run_dir::RunDir;
+use crate::train::{check_model, checkpoint_layout, find_checkpoint, load_weights};
+use crate::{telemetry, threads};
+
+/// A run, opened before the ranks connect.
+pub(super) struct Offline<'a> {
+    args: &'a CheckpointArgs,
+    launch: Option<LaunchEnv>,
+    pub(super) run_dir: RunDir,
+    pub(super) config: Experiment,
+    pub(super) assembly: Assembly,
+}
+
+/// A model and where its weights are from.
+pub(super) struct Loaded {
+    pub(super) model: Model,
+    pub(super) step: u64,
+}
+
+impl<'a> Offline<'a> {
+    /// Reads the run's configuration and opens its tokenizer.
+    pub(super) fn open(args: &'a CheckpointArgs) -> anyhow::Result<Self> {
+        let run_dir = RunDir::new(run_dir_of(args));
+        let config = config::load_run(&run_dir.config(), &args.overrides)?.experiment;
+        let assembly = Assembly::open(&config)?;
+        Ok(Self { args, launch: LaunchEnv::detect(), run_dir, config, assembly })
+    }
+
+    /// This process and all processes, before they are connected.
+    pub(super) fn rank_and_world_size(&self) -> (usize, usize) {
+        self.launch.as_ref().map_or((0, 1), |env| (env.rank, env.world_size))
+    }
+
+    pub(super) fn connect(&self) -> Result<Box<dyn Collectives>, CommError> {
+        let timeout = Duration::from_secs(self.config.trainer.collective_timeout_secs);
+        connect(self.launch.as_ref(), timeout)
+    }
+
+    /// Builds the model and reads the weights that the arguments ask for.
+    pub(super) fn load(&self, comm: &mut dyn Collectives) -> anyhow::Result<Loaded> {
+        threads::set_threads(threads::threads_per_rank(comm, self.config.trainer.threads)?);
+        let mut model = self.assembly.build_model(&self.config)?;
+        let checkpoint = self.checkpoint(comm)?;
+        let vocabulary = self.assembly.tokenizer.vocab_size() as u64;
+        check_model(&checkpoint, &checkpoint_layout(&model), vocabulary)?;
+        load_weights(&mut model, &checkpoint, !self.args.raw_weights)?;
+        Ok(Loaded { model, step: checkpoint.state().step })
+    }
+
+    fn checkpoint(&self, comm: &mut dyn Collectives) -> anyhow::Result<Checkpoint> {
+        let store = Store::open(self.run_dir.path())?;
+        find_checkpoint(&store, comm, self.args.step, &mut telemetry::warn)?
+            .with_context(|| format!("{} holds no checkpoint", self.run_dir.path().display()))
+    }
+
+    /// Which weights were read, in words.
+    pub(super) fn weights(&self) -> &'static str {
+        if self.args.raw_weights { "weights as trained" } else { "averaged weights" }
+    }
+}
+
+fn run_dir_of(args: &CheckpointArgs) -> PathBuf {
+    match (&args.run_dir, &args.experiment) {
+        (Some(run_dir), _) => run_dir.clone(),
+        (None, experiment) => format!("runs/{}", experiment.as_deref().unwrap_or_default()).into(),
+    }
+}
