@@ -1,10 +1,13 @@
 //! The matrix products of a linear map, each sent to whichever of libtorch's two libraries computes it faster on a CPU.
 //!
-//! libtorch gives f32 matrix products to MKL, which on processors of other makers leaves more than half of their speed
-//! unused, but f32 convolutions to oneDNN, which does not. A linear map is a convolution of width 1 over a channels-last
-//! "image", so large products go that way. Both are plain f32 and differ in rounding only.
+//! libtorch gives f32 matrix products to MKL, which on processors of other makers than Intel leaves more than half of their
+//! speed unused, but f32 convolutions to oneDNN, which does not. A linear map is a convolution of width 1 over a
+//! channels-last "image", so there large products go that way; on Intel's own MKL is the faster one, by a quarter. Both are
+//! plain f32 and differ in rounding only.
 //!
 //! In bf16 the operands are rounded first; libtorch then uses oneDNN by itself, which adds up in f32.
+
+use std::sync::LazyLock;
 
 use tch::{Kind, Tensor};
 
@@ -63,9 +66,7 @@ pub(crate) fn add_weight_grad(
     if precision == Precision::Bf16 {
         let _ = target.f_add_(&round(grad)?.f_tr()?.f_mm(&round(x)?)?)?;
     } else if x.size()[0] >= LEAST_ROWS && suits_onednn(x, &target) {
-        let (x, grad) = (x.f_to_mkldnn(Kind::Float)?, grad.f_to_mkldnn(Kind::Float)?);
-        let (product, _) = x.f_mkldnn_linear_backward_weights(&grad, &target, false)?;
-        let _ = target.f_add_(&product.f_to_dense(Kind::Float, false)?)?;
+        add_weight_grad_by_onednn(target, grad, x)?;
     } else {
         let _ = target.f_addmm_(&grad.f_tr()?, x)?;
     }
@@ -77,8 +78,28 @@ fn round(operand: &Tensor) -> Result<Tensor> {
 }
 
 fn suits_onednn(rows: &Tensor, matrix: &Tensor) -> bool {
+    static SLOW_MKL: LazyLock<bool> = LazyLock::new(|| !is_intel() && tch::utils::has_mkldnn());
     let products = rows.size()[0] * matrix.numel() as i64;
-    products >= LEAST_PRODUCTS && matrix.kind() == Kind::Float && tch::utils::has_mkldnn()
+    products >= LEAST_PRODUCTS && matrix.kind() == Kind::Float && *SLOW_MKL
+}
+
+/// Whether the processor is of MKL's own maker.
+#[cfg(target_arch = "x86_64")]
+fn is_intel() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_intel() -> bool {
+    false
+}
+
+fn add_weight_grad_by_onednn(mut target: Tensor, grad: &Tensor, x: &Tensor) -> Result<()> {
+    let (x, grad) = (x.f_to_mkldnn(Kind::Float)?, grad.f_to_mkldnn(Kind::Float)?);
+    let (product, _) = x.f_mkldnn_linear_backward_weights(&grad, &target, false)?;
+    let _ = target.f_add_(&product.f_to_dense(Kind::Float, false)?)?;
+    Ok(())
 }
 
 /// The convolution of width 1 that maps the rows of `x`, taken as the channels of n pixels, by `weight`.
@@ -118,9 +139,18 @@ mod tests {
             close(&linear(&x, &weight, None, Precision::Fp32).unwrap(), &product);
             close(&linear(&x, &weight, Some(&bias), Precision::Fp32).unwrap(), &(product + double(&bias)));
             close(&input_grad(&grad, &weight, Precision::Fp32).unwrap(), &double(&grad).mm(&double(&weight)));
+            let expected = double(&weight) + double(&grad).tr().mm(&double(&x));
             let target = weight.copy();
             add_weight_grad(&target, &grad, &x, Precision::Fp32).unwrap();
-            close(&target, &(double(&weight) + double(&grad).tr().mm(&double(&x))));
+            close(&target, &expected);
+
+            // whichever of the two this processor prefers
+            let product = double(&x).mm(&double(&weight).tr());
+            close(&convolve(&x, &weight, None).unwrap(), &product);
+            close(&convolve(&x, &weight, Some(&bias)).unwrap(), &(product + double(&bias)));
+            let target = weight.copy();
+            add_weight_grad_by_onednn(target.shallow_clone(), &grad, &x).unwrap();
+            close(&target, &expected);
         }
     }
 }
