@@ -6,10 +6,11 @@
 //! The largest of score + Gumbel noise is a draw from the softmax of the scores. The noise of a uniform number u is
 //! -ln(-ln(u + 1e-10) + 1e-10), so a row of scores and a row of uniform numbers always give the same choice.
 
-use std::cmp::Ordering;
-
+mod ranking;
 #[cfg(test)]
 mod statistics;
+
+use ranking::Ranking;
 
 /// Entries whose weights are summed in f32, see [`top_p_mask`].
 const RUN: usize = 16;
@@ -63,13 +64,7 @@ pub fn sample_nucleus(p: f64, scores: &[f32], uniform: impl FnMut() -> f64) -> O
 
 /// Indices of the `k` largest scores (all of them if there are fewer) in descending order of score.
 pub fn top_k(k: usize, scores: &[f32]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    if k < order.len() {
-        order.select_nth_unstable_by(k, |&a, &b| descending(scores, a, b));
-        order.truncate(k);
-    }
-    order.sort_unstable_by(|&a, &b| descending(scores, a, b));
-    order
+    Ranking::new(scores).iter().take(k).collect()
 }
 
 /// The reference's top-p rule: true for the entries whose cumulative probability, from the largest down and themselves
@@ -79,8 +74,9 @@ pub fn top_k(k: usize, scores: &[f32]) -> Vec<usize> {
 /// rounding may leave out the end of the tail, as there. [`nucleus_mask`] has neither peculiarity.
 pub fn top_p_mask(p: f64, scores: &[f32]) -> Vec<bool> {
     let mut kept = vec![false; scores.len()];
-    let order = ranked(scores);
-    let Some(&top) = order.first() else { return kept };
+    let mut ranking = Ranking::new(scores);
+    let mut order = ranking.iter().take_while(|&index| scores[index] > f32::NEG_INFINITY).peekable();
+    let Some(&top) = order.peek() else { return kept };
     kept[top] = true;
     let weight = |score: f32| f64::from(score - scores[top]).exp() as f32;
     // the reference adds a short row up in f32 from the left; with longer rows that would lose the small entries, so the
@@ -89,7 +85,7 @@ pub fn top_p_mask(p: f64, scores: &[f32]) -> Vec<bool> {
     let total: f64 = scores.chunks(RUN).map(run_sum).sum();
     let scale = total.recip() as f32;
     let mut cumulative = 0.0;
-    for &index in &order {
+    for index in order {
         cumulative += f64::from(weight(scores[index]) * scale);
         if cumulative as f32 > p as f32 {
             break;
@@ -105,12 +101,13 @@ pub fn top_p_mask(p: f64, scores: &[f32]) -> Vec<bool> {
 /// `p` belongs in (0, 1]; 1 keeps every entry above minus infinity.
 pub fn nucleus_mask(p: f64, scores: &[f32]) -> Vec<bool> {
     let mut kept = vec![false; scores.len()];
-    let order = ranked(scores);
-    let Some(&top) = order.first() else { return kept };
+    let mut ranking = Ranking::new(scores);
+    let mut order = ranking.iter().take_while(|&index| scores[index] > f32::NEG_INFINITY).peekable();
+    let Some(&top) = order.peek() else { return kept };
     let weight = |index: usize| (f64::from(scores[index]) - f64::from(scores[top])).exp();
-    let total: f64 = order.iter().map(|&index| weight(index)).sum();
+    let total: f64 = (0..scores.len()).map(weight).filter(|weight| !weight.is_nan()).sum();
     let mut cumulative = 0.0;
-    for &index in &order {
+    for index in order {
         kept[index] = true;
         cumulative += weight(index) / total;
         // at 1 the sum may arrive early by rounding
@@ -121,30 +118,17 @@ pub fn nucleus_mask(p: f64, scores: &[f32]) -> Vec<bool> {
     kept
 }
 
-/// As [`sample`] over some entries; noise is taken for all of them.
+/// As [`sample`] over some entries; a uniform number is taken for each of all.
 fn sample_kept(scores: &[f32], kept: &[bool], mut uniform: impl FnMut() -> f64) -> Option<usize> {
     best(scores.iter().zip(kept).map(|(&score, kept)| {
-        let noise = gumbel(uniform());
-        if *kept { f64::from(score) + noise } else { f64::NEG_INFINITY }
+        let uniform = uniform();
+        if *kept { f64::from(score) + gumbel(uniform) } else { f64::NEG_INFINITY }
     }))
 }
 
 /// Standard Gumbel noise from a uniform number, kept finite at both ends.
 fn gumbel(uniform: f64) -> f64 {
     -(-(uniform + 1e-10).ln() + 1e-10).ln()
-}
-
-/// Indices of the scores above minus infinity in descending order of score.
-fn ranked(scores: &[f32]) -> Vec<usize> {
-    let mut order: Vec<usize> =
-        (0..scores.len()).filter(|&index| scores[index] > f32::NEG_INFINITY).collect();
-    order.sort_unstable_by(|&a, &b| descending(scores, a, b));
-    order
-}
-
-/// Largest first, then lowest index.
-fn descending(scores: &[f32], a: usize, b: usize) -> Ordering {
-    scores[b].total_cmp(&scores[a]).then(a.cmp(&b))
 }
 
 /// First index of the largest value above minus infinity.
