@@ -4,6 +4,7 @@ mod bad_input;
 mod elastic;
 mod evaluation;
 mod failure;
+mod generation;
 mod interface;
 mod launcher;
 mod program;

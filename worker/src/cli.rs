@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 /// Trains and evaluates insertion language models.
 #[derive(Debug, Parser)]
@@ -33,6 +33,10 @@ pub enum Command {
     Evaluate(EvaluateArgs),
     /// Generates texts with a checkpoint: out of nothing, behind prompts, or in the gaps of given texts.
     Generate(GenerateArgs),
+    /// Makes a run directory of weights in the reference's form, to generate with or to train on.
+    Import(ImportArgs),
+    /// Writes the weights of a checkpoint in the reference's form.
+    Export(ExportArgs),
     /// Lists the experiments.
     Experiments(ConfigDirArgs),
     /// Prints every resolved value of an experiment with its origin.
@@ -84,7 +88,7 @@ pub struct TrainArgs {
 #[derive(Debug, Args)]
 pub struct CheckpointArgs {
     /// Folder of the run; its configuration is taken from there.
-    #[arg(long, value_name = "DIR", required_unless_present = "experiment")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["experiment", "checkpoint"])]
     pub run_dir: Option<PathBuf>,
     /// Name of the experiment, for the default run directory runs/EXPERIMENT.
     #[arg(long, value_name = "NAME")]
@@ -92,7 +96,13 @@ pub struct CheckpointArgs {
     /// Step of the checkpoint [default: the newest valid one].
     #[arg(long, value_name = "N")]
     pub step: Option<u64>,
-    /// Use the weights as trained instead of their moving average.
+    /// Folder of one checkpoint, RUN/checkpoints/step-N, instead of --run-dir and --step.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["run_dir", "experiment", "step"])]
+    pub checkpoint: Option<PathBuf>,
+    /// Use the moving average of the weights, and fail if the checkpoint has none [default: the average if there is one].
+    #[arg(long, conflicts_with = "raw_weights")]
+    pub ema: bool,
+    /// Use the weights as trained.
     #[arg(long)]
     pub raw_weights: bool,
     /// Changes to the run's configuration: `key.path=value`.
@@ -134,6 +144,43 @@ pub struct GenerateArgs {
     pub output: Option<PathBuf>,
 }
 
+/// `ilm-worker import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// A folder with model.safetensors and config.json, or a safetensors file of a state dict.
+    #[arg(long, value_name = "PATH")]
+    pub from: PathBuf,
+    /// The experiment whose data and settings go with the weights; its model section is taken from them.
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
+    /// Folder of the new run [default: runs/EXPERIMENT].
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+}
+
+/// `ilm-worker export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// What to export.
+    #[command(flatten)]
+    pub checkpoint: CheckpointArgs,
+    /// Folder to write model.safetensors and config.json into.
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Under which layers the rotary frequencies are written, which loaders ask for differently.
+    #[arg(long, value_enum, default_value = "first-layer")]
+    pub buffers: BuffersArg,
+}
+
+/// Where rotary frequencies are written; GPT-2 models have none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BuffersArg {
+    /// For `from_pretrained(strict=True)` and the reference's own loader.
+    FirstLayer,
+    /// For `load_state_dict(strict=True)`.
+    EveryLayer,
+}
+
 /// A split of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SplitArg {
@@ -159,20 +206,12 @@ pub struct PrepareArgs {
 /// # Errors
 /// Clap's error, which also carries the text of `--help` and `--version`.
 pub fn parse(mut arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
-    const NAMED: [&str; 11] = [
-        "train",
-        "evaluate",
-        "generate",
-        "experiments",
-        "config",
-        "prepare",
-        "help",
-        "-h",
-        "--help",
-        "-V",
-        "--version",
-    ];
-    if arguments.get(1).is_some_and(|first| !NAMED.iter().any(|name| first == name)) {
+    let named = Cli::command();
+    let is_named = |argument: &OsString| {
+        ["help", "-h", "--help", "-V", "--version"].iter().any(|name| argument == name)
+            || named.find_subcommand(argument).is_some()
+    };
+    if arguments.get(1).is_some_and(|first| !is_named(first)) {
         arguments.insert(1, "train".into());
     }
     Cli::try_parse_from(arguments)
@@ -181,7 +220,6 @@ pub fn parse(mut arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parsed(arguments: &[&str]) -> Command {
         let arguments = std::iter::once("ilm-worker").chain(arguments.iter().copied()).map(OsString::from);

@@ -13,6 +13,7 @@ pub mod generate;
 pub mod jobs;
 pub mod memory;
 pub mod optim;
+pub mod reference;
 pub mod run_dir;
 pub mod signals;
 pub mod telemetry;
@@ -36,6 +37,8 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
         Command::Train(args) => jobs::train(args),
         Command::Evaluate(args) => jobs::evaluate(args),
         Command::Generate(args) => jobs::generate(args),
+        Command::Import(args) => jobs::import(args),
+        Command::Export(args) => jobs::export(args),
         Command::Experiments(args) => jobs::experiments(args),
         Command::Config(args) => jobs::show_config(args),
         Command::Prepare(args) => jobs::prepare(args),

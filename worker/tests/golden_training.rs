@@ -78,8 +78,8 @@ fn check(file: &str) {
     let golden = Golden::open(file);
     let config = manifest(file);
     let experiment = experiment(&config);
-    let config = manifest(MODEL);
-    let mut shape = shape_of(config["class_name"].as_str().unwrap(), &config["kwargs"]);
+    let model = manifest(MODEL);
+    let mut shape = shape_of(model["class_name"].as_str().expect("a name"), &model["kwargs"]);
     shape.config.dropout = experiment.model.dropout;
     let mut state = TrainState::new(load_model(shape, &Golden::open(MODEL)), &experiment);
 

@@ -3,6 +3,7 @@
 use ::config::{Value, ValueKind};
 use serde::Deserialize;
 use serde_json::Value as Json;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::compose::Resolved;
 
@@ -17,6 +18,11 @@ impl Resolved {
             format!("{:key_width$} = {:value_width$}   # {}\n", setting.key, setting.value, setting.origin)
         });
         lines.collect()
+    }
+
+    /// A hash of all settings and their origins.
+    pub fn hash(&self) -> String {
+        format!("{:016x}", xxh3_64(self.render().as_bytes()))
     }
 }
 

@@ -1,14 +1,18 @@
 //! The commands of `ilm-worker`, one file each.
 
 mod evaluate;
+mod export;
 mod generate;
+mod import;
 mod list;
 mod offline;
 mod prepare;
 mod train;
 
 pub use self::evaluate::evaluate;
+pub use self::export::export;
 pub use self::generate::generate;
+pub use self::import::import;
 pub use self::list::{experiments, show_config};
 pub use self::prepare::prepare;
 pub use self::train::train;

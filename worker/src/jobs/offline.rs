@@ -1,9 +1,9 @@
 //! What every job on a finished or running run's checkpoint begins with: the run's configuration, and a model with its weights.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use checkpoints::{Checkpoint, Store};
 use ilm_model::Model;
 
@@ -12,12 +12,13 @@ use crate::cli::CheckpointArgs;
 use crate::comm::{Collectives, CommError, LaunchEnv, connect};
 use crate::config::{self, Experiment};
 use crate::run_dir::RunDir;
-use crate::train::{check_model, checkpoint_layout, find_checkpoint, load_weights};
+use crate::train::{check_model, checkpoint_layout, find_checkpoint, has_average, load_weights};
 use crate::{telemetry, threads};
 
 /// A run, opened before the ranks connect.
 pub(super) struct Offline<'a> {
     args: &'a CheckpointArgs,
+    step: Option<u64>,
     launch: Option<LaunchEnv>,
     pub(super) run_dir: RunDir,
     pub(super) config: Experiment,
@@ -33,10 +34,11 @@ pub(super) struct Loaded {
 impl<'a> Offline<'a> {
     /// Reads the run's configuration and opens its tokenizer.
     pub(super) fn open(args: &'a CheckpointArgs) -> anyhow::Result<Self> {
-        let run_dir = RunDir::new(run_dir_of(args));
+        let (run_dir, step) = place_of(args)?;
+        let run_dir = RunDir::new(run_dir);
         let config = config::load_run(&run_dir.config(), &args.overrides)?.experiment;
         let assembly = Assembly::open(&config)?;
-        Ok(Self { args, launch: LaunchEnv::detect(), run_dir, config, assembly })
+        Ok(Self { args, step, launch: LaunchEnv::detect(), run_dir, config, assembly })
     }
 
     /// This process and all processes, before they are connected.
@@ -56,13 +58,16 @@ impl<'a> Offline<'a> {
         let checkpoint = self.checkpoint(comm)?;
         let vocabulary = self.assembly.tokenizer.vocab_size() as u64;
         check_model(&checkpoint, &checkpoint_layout(&model), vocabulary)?;
+        if self.args.ema && !has_average(&checkpoint) {
+            bail!("checkpoint {} has no moving average; leave --ema out", checkpoint.dir().display());
+        }
         load_weights(&mut model, &checkpoint, !self.args.raw_weights)?;
         Ok(Loaded { model, step: checkpoint.state().step })
     }
 
     fn checkpoint(&self, comm: &mut dyn Collectives) -> anyhow::Result<Checkpoint> {
         let store = Store::open(self.run_dir.path())?;
-        find_checkpoint(&store, comm, self.args.step, &mut telemetry::warn)?
+        find_checkpoint(&store, comm, self.step, &mut telemetry::warn)?
             .with_context(|| format!("{} holds no checkpoint", self.run_dir.path().display()))
     }
 
@@ -72,9 +77,18 @@ impl<'a> Offline<'a> {
     }
 }
 
-fn run_dir_of(args: &CheckpointArgs) -> PathBuf {
-    match (&args.run_dir, &args.experiment) {
-        (Some(run_dir), _) => run_dir.clone(),
-        (None, experiment) => format!("runs/{}", experiment.as_deref().unwrap_or_default()).into(),
+/// The run directory, and the step of the checkpoint unless it is the newest.
+fn place_of(args: &CheckpointArgs) -> anyhow::Result<(PathBuf, Option<u64>)> {
+    if let Some(checkpoint) = &args.checkpoint {
+        let name =
+            checkpoint.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("step-"));
+        let step = name.and_then(|step| step.parse().ok());
+        let run_dir = checkpoint.parent().and_then(Path::parent);
+        return match (run_dir, step) {
+            (Some(run_dir), Some(step)) => Ok((run_dir.to_owned(), Some(step))),
+            _ => bail!("--checkpoint {} is not a folder RUN/checkpoints/step-N", checkpoint.display()),
+        };
     }
+    let default = || format!("runs/{}", args.experiment.as_deref().unwrap_or_default()).into();
+    Ok((args.run_dir.clone().unwrap_or_else(default), args.step))
 }

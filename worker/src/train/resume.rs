@@ -66,7 +66,8 @@ pub fn check_run(checkpoint: &Checkpoint, facts: &RunFacts) -> Result<(), Incomp
     if saved.seed != facts.seed {
         return Err(Incompatible::Seed { checkpoint: name(), saved: saved.seed, now: facts.seed });
     }
-    if saved.dataset_fingerprint != facts.dataset_fingerprint {
+    let has_seen_data = saved.dataset_fingerprint != RunFacts::NO_DATA_YET;
+    if has_seen_data && saved.dataset_fingerprint != facts.dataset_fingerprint {
         return Err(Incompatible::Data {
             checkpoint: name(),
             saved: saved.dataset_fingerprint.clone(),

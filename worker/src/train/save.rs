@@ -23,6 +23,9 @@ pub struct RunFacts {
 }
 
 impl RunFacts {
+    /// Fingerprint of weights that no data of ours was seen by: any data may follow.
+    pub const NO_DATA_YET: &str = "";
+
     fn with_progress(&self, state: &TrainState, world_size: usize) -> RunState {
         RunState {
             step: state.step,

@@ -68,7 +68,7 @@ impl TrainState {
         checkpoint.read(EXP_AVG, all.clone(), &mut self.adamw.exp_avg)?;
         checkpoint.read(EXP_AVG_SQ, all.clone(), &mut self.adamw.exp_avg_sq)?;
         if let Some(ema) = &mut self.ema {
-            if checkpoint.sections().contains(&EMA) {
+            if has_average(checkpoint) {
                 checkpoint.read(EMA, all, &mut ema.shadow)?;
                 ema.num_updates = saved.ema_updates;
             } else {
@@ -117,6 +117,11 @@ pub fn checkpoint_layout(model: &Model) -> Layout {
     Layout { len: layout.len() as u64, tensors: layout.entries().iter().map(entry).collect() }
 }
 
+/// Whether a checkpoint holds a moving average of the parameters.
+pub fn has_average(checkpoint: &Checkpoint) -> bool {
+    checkpoint.sections().contains(&EMA)
+}
+
 /// Reads the parameters that an evaluation uses: the moving average, or the weights as trained.
 ///
 /// # Errors
@@ -126,7 +131,7 @@ pub fn load_weights(
     checkpoint: &Checkpoint,
     averaged: bool,
 ) -> Result<(), checkpoints::Error> {
-    let section = if averaged && checkpoint.sections().contains(&EMA) { EMA } else { MASTER };
+    let section = if averaged && has_average(checkpoint) { EMA } else { MASTER };
     let all = 0..model.arena().layout().len();
     checkpoint.read(section, all, model.arena_mut().params_mut())
 }

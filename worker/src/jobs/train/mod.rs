@@ -8,7 +8,6 @@ use std::time::Duration;
 use checkpoints::Store;
 use data_pipeline::{BatchPlan, Dataset, Split};
 use ilm_model::Precision;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::assembly::Assembly;
 use crate::cli::TrainArgs;
@@ -136,7 +135,7 @@ impl Run<'_> {
         RunFacts {
             seed: self.config().seed,
             num_embeddings: self.assembly.tokenizer.vocab_size() as u64,
-            config_hash: format!("{:016x}", xxh3_64(self.resolved.render().as_bytes())),
+            config_hash: self.resolved.hash(),
             dataset_fingerprint: self.dataset.fingerprint().to_string(),
         }
     }
