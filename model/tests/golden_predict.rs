@@ -221,3 +221,39 @@ fn golden_predict_lists_no_case_without_a_test() {
         assert!(source.contains(&format!("case(\"{name}\")")), "{name}");
     }
 }
+
+/// Section 7.4: where BOS stands. Quirk 7: the reference's types on the "left" side are those of the "right" side.
+#[test]
+fn golden_prompts_on_either_side_of_bos() {
+    let golden = Golden::open("collators.safetensors");
+    let text = std::fs::read_to_string(test_support::golden_dir().join("collators.json")).unwrap();
+    let texts: Value = serde_json::from_str(&text).unwrap();
+    let prompts: Vec<Vec<i64>> =
+        serde_json::from_value(texts["cases"]["prefix"]["prompt_ids"].clone()).unwrap();
+    for side in ["left", "right"] {
+        for (cls, bos) in [("1", "4"), ("1", "None"), ("None", "4"), ("None", "None")] {
+            let get = |what: &str| golden.get(&format!("prefix.{side}.cls_{cls}.bos_{bos}.{what}"));
+            let (ids, mask) = (get("input_ids"), get("attention_mask"));
+            let width = ids.shape[1];
+            for (row, prompt) in prompts.iter().enumerate() {
+                let ours = if side == "left" {
+                    Prompt::continuation(0, prompt, SPECIAL)
+                } else {
+                    Prompt::seq2seq(0, prompt, SPECIAL)
+                };
+                // ours always have both
+                let given =
+                    |id: &i64| !(*id == SPECIAL.cls && cls == "None" || *id == SPECIAL.bos && bos == "None");
+                let expected: Vec<i64> = ours.tokens.iter().copied().filter(given).collect();
+                let places = row * width..(row + 1) * width;
+                let real = places.filter(|&at| mask.ints[at] != 0);
+                assert_eq!(real.clone().map(|at| ids.ints[at]).collect::<Vec<_>>(), expected);
+                if (side, cls, bos) == ("right", "1", "4") {
+                    let types = &get("token_type_ids").ints;
+                    assert_eq!(real.map(|at| types[at]).collect::<Vec<_>>(), ours.token_types);
+                    assert_eq!(get("cls_position").ints[row], (width - expected.len()) as i64);
+                }
+            }
+        }
+    }
+}

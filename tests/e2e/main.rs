@@ -5,6 +5,7 @@ mod elastic;
 mod evaluation;
 mod failure;
 mod generation;
+mod golden_coverage;
 mod interface;
 mod launcher;
 mod program;

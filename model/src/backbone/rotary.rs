@@ -144,15 +144,20 @@ mod tests {
             };
             close(&rotary.cos, "cos");
             close(&rotary.sin, "sin");
-            let x = load(&tensors, &format!("dim{dim}.head_first_0.x"));
-            let positions = load(&tensors, &format!("dim{dim}.head_first_0.positions")).view([-1]);
-            let turns = rotary.at(&positions).unwrap();
-            // [2, 6, 3, dim] as 12 packed tokens
-            let packed = x.copy().view([12, 1, 3, dim]);
-            turns.apply_(&packed).unwrap();
-            close(&packed.view([2, 6, 3, dim]), "head_first_0.out");
-            turns.undo_(&packed).unwrap();
-            assert!((packed.view([2, 6, 3, dim]) - x).abs().max().double_value(&[]) < 1e-6);
+            close(&inv_freq(dim).unwrap(), "inv_freq");
+            // the reference takes [B, H, L, dim] as well as [B, L, H, dim]
+            for head_first in [0, 1] {
+                let input = |name: &str| load(&tensors, &format!("dim{dim}.head_first_{head_first}.{name}"));
+                let swap = |x: &Tensor| if head_first == 1 { x.transpose(1, 2) } else { x.shallow_clone() };
+                let x = swap(&input("x")).contiguous();
+                let turns = rotary.at(&input("positions").view([-1])).unwrap();
+                // [2, 6, 3, dim] as 12 packed tokens
+                let packed = x.copy().view([12, 1, 3, dim]);
+                turns.apply_(&packed).unwrap();
+                close(&swap(&packed.view([2, 6, 3, dim])), &format!("head_first_{head_first}.out"));
+                turns.undo_(&packed).unwrap();
+                assert!((packed.view([2, 6, 3, dim]) - x).abs().max().double_value(&[]) < 1e-6);
+            }
         }
     }
 }
