@@ -47,7 +47,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("ilm-launch: {error}");
+            output::complain(format_args!("ilm-launch: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

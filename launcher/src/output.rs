@@ -3,6 +3,7 @@
 
 use crate::event::Stream;
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::Write;
 
 /// Lines remembered for each rank.
@@ -10,6 +11,11 @@ const LAST_LINES: usize = 20;
 
 /// A line that does not end is shown in parts of about this many bytes.
 const LONGEST_LINE: usize = 1 << 20;
+
+/// Writes a line to standard error; that nobody reads it any more is no reason to end differently.
+pub fn complain(line: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
 
 /// The output of all ranks; `O` and `E` are where it goes, the terminal's two streams.
 #[derive(Debug)]

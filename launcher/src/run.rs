@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::event::{Ending, Event, Happening};
 use crate::outcome::Outcome;
-use crate::output::Output;
+use crate::output::{Output, complain};
 use crate::plan::RunPlan;
 use crate::process;
 use crate::session::{EventReader, Session};
@@ -216,20 +216,21 @@ impl Launch {
         if outcome == Outcome::Finished {
             return;
         }
-        eprintln!("ilm-launch: {outcome}");
+        complain(format_args!("ilm-launch: {outcome}"));
         match outcome {
             Outcome::RankFailed { rank, .. } => {
                 // The output of an only rank stands right above.
                 let lines = if self.ranks > 1 { self.output.last_lines(rank) } else { Vec::new() };
                 for line in lines {
-                    eprintln!("    {line}");
+                    complain(format_args!("    {line}"));
                 }
-                eprintln!(
-                    "ilm-launch: its whole output is in {}",
-                    logs.join(format!("rank-{rank}.log")).display()
-                );
+                let log = logs.join(format!("rank-{rank}.log"));
+                complain(format_args!("ilm-launch: its whole output is in {}", log.display()));
             }
-            Outcome::MpirunFailed(_) => eprint!("{}", fs::read_to_string(mpirun_log).unwrap_or_default()),
+            Outcome::MpirunFailed(_) => {
+                let said = fs::read_to_string(mpirun_log).unwrap_or_default();
+                complain(format_args!("{}", said.trim_end()));
+            }
             Outcome::Finished | Outcome::Preempted | Outcome::Aborted { .. } => {}
         }
     }

@@ -1,6 +1,6 @@
 //! Commands, help and mistakes on the command line.
 
-use crate::program::{Finished, mpirun, run, tiny_star, worker};
+use crate::program::{Finished, checkpoint_steps, mpirun, run, tiny_star, worker};
 
 fn worker_with(arguments: &[&str]) -> Finished {
     run(worker().args(arguments))
@@ -98,4 +98,16 @@ fn prepared_graphs_train_like_generated_ones() {
     let run_dir = folder.path().join("run");
     let train = format!("data.train={}/train-*.parquet", graphs.display());
     run(worker().args(tiny_star(&run_dir)).args(["trainer.max_steps=3", &train])).expect(0);
+}
+
+#[test]
+fn an_output_that_nobody_reads_is_no_failure() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = worker();
+    command.args(tiny_star(folder.path())).arg("trainer.max_steps=2");
+    command.stdout(writer.try_clone().expect("a pipe")).stderr(writer);
+    assert_eq!(command.status().expect("the worker starts").code(), Some(0));
+    assert_eq!(checkpoint_steps(folder.path()), [2]);
 }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use crate::comm::{CommError, abort_process};
+use crate::complain;
 use crate::config::ConfigError;
 use crate::generate::RequestError;
 use crate::run_dir::RunDirError;
@@ -56,9 +57,9 @@ pub fn fail(error: &anyhow::Error, rank: usize, world_size: usize) -> ! {
     if world_size > 1 && rank > 0 {
         // All ranks often fail alike; rank 0 then speaks for them, and its end ends them before this wait is over.
         std::thread::sleep(PATIENCE_WITH_RANK_0);
-        eprintln!("error: rank {rank}: {error:#}");
+        complain!("error: rank {rank}: {error:#}");
     } else {
-        eprintln!("error: {error:#}");
+        complain!("error: {error:#}");
     }
     // Nothing can be done about a standard output that has gone away.
     let _ = std::io::stdout().flush();

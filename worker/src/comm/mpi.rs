@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::watchdog::Watchdog;
 use super::{Buffer, Collectives, CommError, LaunchEnv, ReduceOp};
+use crate::complain;
 use crate::exit;
 
 /// Large reductions go in pieces that fit the caches: measured twice as fast as one call on one host.
@@ -63,7 +64,7 @@ impl Mpi {
         // SAFETY: `comm` is MPI_COMM_WORLD of an initialised MPI, and the handler is one of MPI's constants.
         unsafe { ffi::MPI_Comm_set_errhandler(comm, ffi::RSMPI_ERRORS_RETURN) };
         let watchdog = Watchdog::start(rank, timeout, |message| {
-            eprintln!("error: {message}");
+            complain!("error: {message}");
             abort_process(exit::COMMUNICATION);
         })
         .map_err(|_| CommError::Start)?;

@@ -10,6 +10,7 @@ use crate::comm::Collectives;
 use crate::eval::{self, EvalContext, Report};
 use crate::exit;
 use crate::run_dir::replace_file;
+use crate::say;
 
 /// Runs the job; the result is the exit code.
 ///
@@ -51,13 +52,13 @@ impl Evaluation<'_> {
     }
 
     fn publish(&self, step: u64, report: Report) -> anyhow::Result<()> {
-        println!("step {step}, {}, {} split: {report}", self.offline.weights(), self.split_name);
+        say!("step {step}, {}, {} split: {report}", self.offline.weights(), self.split_name);
         let name = format!("step-{step:09}-{}.json", self.split_name);
         let path = self.offline.run_dir.evaluations().join(name);
         let mut json = serde_json::to_string_pretty(&report.of_step(step))?;
         json.push('\n');
         replace_file(&path, &json)?;
-        println!("written to {}", path.display());
+        say!("written to {}", path.display());
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use checkpoints::weights::{ReferenceConfig, RotaryBuffers, write_weights};
 use super::offline::Offline;
 use crate::cli::{BuffersArg, ExportArgs};
 use crate::comm::Collectives;
+use crate::say;
 use crate::{exit, reference};
 
 /// Runs the job; the result is the exit code.
@@ -32,7 +33,7 @@ fn run(args: &ExportArgs, offline: &Offline<'_>, comm: &mut dyn Collectives) -> 
     };
     let config = ReferenceConfig::of(&architecture);
     let file = write_weights(&args.to, &layout, loaded.model.arena().params(), &config, buffers)?;
-    println!("step {}, {} of a {}", loaded.step, offline.weights(), architecture.class.name());
-    println!("written to {}", file.display());
+    say!("step {}, {} of a {}", loaded.step, offline.weights(), architecture.class.name());
+    say!("written to {}", file.display());
     Ok(exit::OK)
 }

@@ -8,6 +8,7 @@ use crate::comm::Collectives;
 use crate::exit;
 use crate::generate::{Record, Request, Source, Summary, generate as generate_all, requests};
 use crate::run_dir::replace_file;
+use crate::say;
 
 /// Runs the job; the result is the exit code.
 ///
@@ -61,8 +62,8 @@ impl Generation<'_> {
             lines.push('\n');
         }
         replace_file(&path, &lines)?;
-        println!("step {step}, {}: {summary}", self.offline.weights());
-        println!("written to {}", path.display());
+        say!("step {step}, {}: {summary}", self.offline.weights());
+        say!("written to {}", path.display());
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use crate::cli::ImportArgs;
 use crate::comm::Solo;
 use crate::config::{self, Resolved};
 use crate::run_dir::{RunDir, replace_file};
+use crate::say;
 use crate::train::{RunFacts, TrainState, checkpoint_layout, save};
 use crate::{exit, reference};
 
@@ -34,7 +35,7 @@ pub fn import(args: &ImportArgs) -> anyhow::Result<i32> {
     let wanted = checkpoint_layout(&model).tensors;
     file.read_into(&wanted, model.arena_mut().params_mut())?;
     for key in file.dropped() {
-        println!("left out '{key}', which the model does not need");
+        say!("left out '{key}', which the model does not need");
     }
     let run_dir = args.run_dir.clone().unwrap_or_else(|| format!("runs/{}", named.experiment).into());
     write(RunDir::new(run_dir), &resolved, model, &assembly)?;
@@ -100,7 +101,7 @@ fn write(run_dir: RunDir, resolved: &Resolved, model: Model, assembly: &Assembly
     let state = TrainState::new(model, config);
     replace_file(&run_dir.config(), &resolved.render())?;
     save(&mut store, &mut Solo, config, &facts, &state)?;
-    println!(
+    say!(
         "imported {} parameters into {}",
         state.model.arena().layout().parameters(),
         run_dir.path().display()

@@ -4,6 +4,7 @@ use anyhow::bail;
 use data_pipeline::{Task, materialise};
 
 use crate::cli::PrepareArgs;
+use crate::say;
 use crate::{config, exit};
 
 /// Writes all splits of a star experiment into the output folder.
@@ -21,7 +22,7 @@ pub fn prepare(args: &PrepareArgs) -> anyhow::Result<i32> {
         );
     }
     for file in materialise(&config.data.star, config.seed, &args.output)? {
-        println!("{}", file.display());
+        say!("{}", file.display());
     }
     Ok(exit::OK)
 }

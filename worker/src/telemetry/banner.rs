@@ -19,8 +19,9 @@ impl Banner {
 impl fmt::Display for Banner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.lines.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
-        for (label, value) in &self.lines {
-            writeln!(f, "{label:width$}  {value}")?;
+        for (number, (label, value)) in self.lines.iter().enumerate() {
+            let start = if number == 0 { "" } else { "\n" };
+            write!(f, "{start}{label:width$}  {value}")?;
         }
         Ok(())
     }

@@ -8,11 +8,32 @@ pub use self::banner::Banner;
 pub use self::progress::Progress;
 pub use self::record::StepRecord;
 
+use std::fmt;
+use std::io::Write;
+
 use tracing_subscriber::EnvFilter;
+
+/// Writes a line for people to standard output, as `println!` does, but a reader that has gone away (`| head`) is no reason to
+/// end: what matters is in files.
+#[macro_export]
+macro_rules! say {
+    ($($argument:tt)*) => { $crate::telemetry::write_line(std::io::stdout().lock(), format_args!($($argument)*)) };
+}
+
+/// As [`say!`] to standard error.
+#[macro_export]
+macro_rules! complain {
+    ($($argument:tt)*) => { $crate::telemetry::write_line(std::io::stderr().lock(), format_args!($($argument)*)) };
+}
+
+/// Writes a line if anybody reads it.
+pub fn write_line(mut out: impl Write, line: fmt::Arguments<'_>) {
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
 
 /// Tells a person of something that is odd but no error.
 pub fn warn(message: &str) {
-    eprintln!("warning: {message}");
+    complain!("warning: {message}");
 }
 
 /// Sends diagnostics to standard error: warnings and more, or what the variable `RUST_LOG` asks for.

@@ -1,10 +1,11 @@
 //! A live bar on a terminal; a plain line every so many steps otherwise.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::StepRecord;
+use crate::say;
 
 /// Shows the steps of a run.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ impl Progress {
                 bar.set_message(record.to_string());
             }
             None if record.step.is_multiple_of(self.every) || record.step == self.max_steps => {
-                print_line(&format!("step {}/{}  {record}", record.step, self.max_steps));
+                say!("step {}/{}  {record}", record.step, self.max_steps);
             }
             None => {}
         }
@@ -51,7 +52,7 @@ impl Progress {
     pub fn say(&self, message: &str) {
         match &self.bar {
             Some(bar) => bar.println(message),
-            None => print_line(message),
+            None => say!("{message}"),
         }
     }
 
@@ -61,10 +62,4 @@ impl Progress {
             bar.abandon();
         }
     }
-}
-
-/// A reader that has gone away (`| head`) must not end a training run, so a failed write is no error.
-fn print_line(line: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

@@ -14,6 +14,7 @@ use crate::cli::TrainArgs;
 use crate::comm::{Collectives, LaunchEnv, assert_equal, connect};
 use crate::config::{self, Experiment, Resolved};
 use crate::run_dir::{RunDir, replace_file};
+use crate::say;
 use crate::signals::StopRequest;
 use crate::telemetry::{self, Banner};
 use crate::train::{RunFacts, TrainState, check_model, check_run, checkpoint_layout, find_checkpoint};
@@ -88,7 +89,7 @@ impl Run<'_> {
         let mut state = TrainState::new(model, self.config());
         if self.args.dry_run {
             if comm.rank() == 0 {
-                print!("{}", self.banner(&state, comm.world_size(), threads));
+                say!("{}", self.banner(&state, comm.world_size(), threads));
             }
             return Ok(exit::OK);
         }
@@ -100,7 +101,7 @@ impl Run<'_> {
         assert_equal(comm, "parameters", state.parameter_checksum())?;
         if comm.rank() == 0 {
             replace_file(&self.run_dir.config(), &self.resolved.render())?;
-            print!("{}", self.banner(&state, comm.world_size(), threads));
+            say!("{}", self.banner(&state, comm.world_size(), threads));
         }
         Steps { run: self, comm, store, facts }.run(&mut state)
     }
@@ -126,7 +127,7 @@ impl Run<'_> {
         // Refused while another process holds the store; the hold ends with this statement.
         Store::open(self.run_dir.path())?.remove_stale()?;
         if let Some(aside) = self.run_dir.set_aside()? {
-            println!("moved the earlier run to {}", aside.display());
+            say!("moved the earlier run to {}", aside.display());
         }
         Ok(())
     }
@@ -154,8 +155,8 @@ impl Run<'_> {
         check_run(&checkpoint, facts)?;
         state.restore(&checkpoint)?;
         if comm.rank() == 0 {
-            println!("resuming from {}", checkpoint.dir().display());
-            self.changed_settings().iter().for_each(|change| println!("changed since: {change}"));
+            say!("resuming from {}", checkpoint.dir().display());
+            self.changed_settings().iter().for_each(|change| say!("changed since: {change}"));
         }
         Ok(())
     }

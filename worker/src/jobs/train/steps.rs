@@ -11,6 +11,7 @@ use crate::comm::Collectives;
 use crate::eval::{self, EvalContext};
 use crate::exit;
 use crate::run_dir::JsonLines;
+use crate::say;
 use crate::telemetry::{Progress, StepRecord};
 use crate::train::{RunFacts, StepFigures, TrainState, save, train_step};
 
@@ -43,7 +44,7 @@ impl Steps<'_, '_> {
             if figures.global.stop && !finished {
                 if let Some(view) = &view {
                     view.progress.finish();
-                    println!("stopped by a signal after step {}; start again to go on", state.step);
+                    say!("stopped by a signal after step {}; start again to go on", state.step);
                 }
                 return Ok(exit::PREEMPTED);
             }
@@ -53,7 +54,7 @@ impl Steps<'_, '_> {
         }
         if let Some(view) = &view {
             view.progress.finish();
-            println!("finished at step {}", state.step);
+            say!("finished at step {}", state.step);
         }
         Ok(exit::OK)
     }
