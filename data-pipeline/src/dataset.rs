@@ -19,11 +19,14 @@ pub trait Dataset: Send + Sync {
     /// Row counts of consecutive groups of rows that are cheap to read together (row groups); their sum is `len()`.
     fn groups(&self) -> &[u64];
 
-    /// The example of a row.
+    /// The example of a row; none if the row cannot be used and the settings say to skip such rows.
     ///
     /// # Errors
     /// When the row is out of range, damaged, null or cannot be tokenised.
-    fn example(&self, row: u64) -> Result<Example>;
+    fn example(&self, row: u64) -> Result<Option<Example>>;
+
+    /// Says that these rows are asked for soon, so that what is slow to fetch can be fetched meanwhile.
+    fn read_ahead(&self, _rows: &[u64]) {}
 
     /// A hash that changes when the rows or the rules that make examples of them change.
     fn fingerprint(&self) -> &str;

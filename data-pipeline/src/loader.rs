@@ -102,12 +102,12 @@ fn micro_batch(
     Ok(collator.collate_with(&samples, log_drops))
 }
 
-/// The examples of some samples.
+/// The examples of some samples, without those that are skipped.
 pub(crate) fn read(
     dataset: &dyn Dataset,
     keys: impl Iterator<Item = SampleKey>,
 ) -> Result<Vec<(SampleKey, Example)>> {
-    keys.map(|key| Ok((key, dataset.example(key.row)?))).collect()
+    keys.filter_map(|key| dataset.example(key.row).map(|example| Some((key, example?))).transpose()).collect()
 }
 
 fn log_drops(key: &SampleKey, dropped: &[bool]) {

@@ -194,7 +194,7 @@ fn files_hold_the_same_rows() {
         let made = generated.open_split(split, &tokenizer, 3).unwrap();
         assert_eq!(read.len(), made.len());
         for row in (0..read.len()).step_by(7) {
-            assert_eq!(read.example(row).unwrap(), made.example(row).unwrap());
+            assert_eq!(read.example(row).unwrap().unwrap(), made.example(row).unwrap().unwrap());
         }
     }
     let again = materialise(&config, 3, dir.path()).unwrap_err();

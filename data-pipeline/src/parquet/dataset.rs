@@ -163,7 +163,7 @@ impl Dataset for ParquetDataset {
         &self.counts
     }
 
-    fn example(&self, row: u64) -> Result<Example> {
+    fn example(&self, row: u64) -> Result<Option<Example>> {
         if row >= self.len {
             return Err(Error::RowOutOfRange { row, len: self.len });
         }
@@ -187,7 +187,7 @@ impl Dataset for ParquetDataset {
             (Some(Rows::Ids(rows)), Some(column)) => self.values(rows, place(&column.name))?.to_vec(),
             _ => Vec::new(),
         };
-        Ok(Example { prompt, tokens: self.tokens(&decoded.tokens, place(&tokens.name))? })
+        Ok(Some(Example { prompt, tokens: self.tokens(&decoded.tokens, place(&tokens.name))? }))
     }
 
     fn fingerprint(&self) -> &str {

@@ -84,8 +84,8 @@ impl Dataset for StarDataset {
         &self.rows
     }
 
-    fn example(&self, row: u64) -> Result<Example> {
-        Ok(self.graph(row)?.example())
+    fn example(&self, row: u64) -> Result<Option<Example>> {
+        Ok(Some(self.graph(row)?.example()))
     }
 
     fn fingerprint(&self) -> &str {

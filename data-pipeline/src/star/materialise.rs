@@ -80,7 +80,8 @@ fn write_shard(dataset: &StarDataset, rows: std::ops::Range<u64>, path: &Path) -
     let mut first = rows.start;
     while first < rows.end {
         let end = (first + ROWS_PER_GROUP).min(rows.end);
-        let examples = (first..end).map(|row| dataset.example(row)).collect::<Result<Vec<_>>>()?;
+        let examples =
+            (first..end).map(|row| Ok(dataset.graph(row)?.example())).collect::<Result<Vec<_>>>()?;
         let column = |ids: fn(&Example) -> &[u32]| {
             let mut lists =
                 ListBuilder::new(PrimitiveBuilder::<Int32Type>::new()).with_field(element.clone());
