@@ -1,5 +1,9 @@
 //! Batches as compressed rows: what a gap lost is a short list, and no padding exists.
 
+/// Host buffers that are used again.
+#[derive(Debug, Default)]
+pub struct BatchPool;
+
 /// A micro-batch for training.
 ///
 /// Rows are sorted by their number of visible tokens (equal ones in the order of their slots). B rows, N visible

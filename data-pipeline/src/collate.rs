@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
-    batch::{PackedBatch, PromptBatch},
+    batch::{BatchPool, PackedBatch, PromptBatch},
     dataset::Example,
-    drop::{Drops, SampleKey},
+    drop::{Drops, SampleKey, log_drops},
     error::{Error, Result},
     tokenizer::SpecialTokens,
 };
@@ -96,6 +96,19 @@ impl Collator {
         batch
     }
 
+    /// The micro-batches of a rank's part of a step: rows sorted by visible length, cut within `limit`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the host has no memory for a batch.
+    pub fn collate_step(
+        &self,
+        samples: &[(SampleKey, Example)],
+        limit: MicroBatchLimit,
+        _pool: &Arc<BatchPool>,
+    ) -> Result<Vec<PackedBatch>> {
+        Ok(samples.chunks(limit.rows.max(1)).map(|part| self.collate_with(part, log_drops)).collect())
+    }
+
     fn push_row(&self, batch: &mut PackedBatch, row: &Row<'_>, gap: &mut Vec<u32>) {
         let start = batch.tokens.len();
         batch.sample_ids.push(row.sample_id);
@@ -139,6 +152,15 @@ impl Collator {
         }
         batch
     }
+}
+
+/// What a micro-batch may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MicroBatchLimit {
+    /// Most rows.
+    pub rows: usize,
+    /// Most visible tokens (none: any number).
+    pub visible_tokens: Option<usize>,
 }
 
 /// A sample after the draw.

@@ -28,14 +28,36 @@ pub struct DataConfig {
     pub star: StarConfig,
     /// Visit the training rows in a new order each epoch; false reads them as they lie.
     pub shuffle: bool,
-    /// Row groups whose rows are mixed with one another.
+    /// Row groups whose rows are mixed with one another within a lane. A rank has those of all its lanes open at a time.
     pub window_groups: usize,
-    /// Lanes of the global order; the world size must divide it.
+    /// Lanes of the global order; every batch takes its samples from them in turn. The most ranks a run can have.
     pub canonical_lanes: usize,
+    /// Sources to mix for training, instead of `train`.
+    pub mixture: Vec<MixtureEntry>,
+    /// Passes over the training rows after which the run ends (none: no end); not with a mixture.
+    pub epochs: Option<u64>,
+    /// Samples over all ranks after which the run ends (none: no end).
+    pub max_samples: Option<u64>,
+    /// Global batches whose data is never served, as "a..b" for a to b - 1, counted from the start of the run's data.
+    pub skip_steps: Vec<String>,
     /// Threads that read, tokenise and drop, per rank.
     pub threads: usize,
     /// Steps that are prepared ahead.
     pub prefetch_steps: usize,
+    /// Steps, ahead of those in preparation, whose rows are fetched already (0: none).
+    pub read_ahead_steps: usize,
+}
+
+/// A source of a mixture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixtureEntry {
+    /// What the source is called in reports.
+    pub name: String,
+    /// Parquet file, directory or glob.
+    pub path: String,
+    /// How often samples are taken from the source, in proportion to the weights of the others.
+    pub weight: f64,
 }
 
 impl Default for DataConfig {
@@ -51,10 +73,17 @@ impl Default for DataConfig {
             max_tokens: None,
             star: StarConfig::default(),
             shuffle: true,
-            window_groups: 16,
+            // Every batch mixes all lanes, so it holds rows of up to 64 windows anyway; two groups also part neighbours
+            // within a lane, and more would only cost memory.
+            window_groups: 2,
             canonical_lanes: 64,
+            mixture: Vec::new(),
+            epochs: None,
+            max_samples: None,
+            skip_steps: Vec::new(),
             threads: 1,
             prefetch_steps: 4,
+            read_ahead_steps: 16,
         }
     }
 }

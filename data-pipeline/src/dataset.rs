@@ -1,5 +1,7 @@
 //! A data set is a pure function from a row number to an example.
 
+use std::ops::Range;
+
 use crate::error::Result;
 
 /// One row, tokenised, before any token is dropped.
@@ -11,6 +13,17 @@ pub struct Example {
     pub tokens: Vec<u32>,
 }
 
+/// A source of a data set that is mixed from several: a range of its groups that is ordered by itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// What the source is called in reports.
+    pub name: String,
+    /// The source's groups.
+    pub groups: Range<usize>,
+    /// How often samples are taken from the source, in proportion to the weights of the others.
+    pub weight: f64,
+}
+
 /// The rows of one split, numbered `0..len()`. The same row always gives the same example.
 pub trait Dataset: Send + Sync {
     /// Number of rows; at least one.
@@ -18,6 +31,11 @@ pub trait Dataset: Send + Sync {
 
     /// Row counts of consecutive groups of rows that are cheap to read together (row groups); their sum is `len()`.
     fn groups(&self) -> &[u64];
+
+    /// The sources that are mixed, in the order of their groups; most data sets are one.
+    fn parts(&self) -> Vec<Part> {
+        vec![Part { name: "train".into(), groups: 0..self.groups().len(), weight: 1.0 }]
+    }
 
     /// The example of a row; none if the row cannot be used and the settings say to skip such rows.
     ///

@@ -47,6 +47,21 @@ impl Drops for KeyedDrops {
     }
 }
 
+/// One line a sample, at debug level: for replays, and equal for every number of ranks.
+pub(crate) fn log_drops(key: &SampleKey, dropped: &[bool]) {
+    if tracing::enabled!(target: "data_pipeline::drop", tracing::Level::DEBUG) {
+        let indices: Vec<usize> = (0..dropped.len()).filter(|&index| dropped[index]).collect();
+        tracing::debug!(
+            target: "data_pipeline::drop",
+            position = key.position,
+            epoch = key.epoch,
+            sample = key.row,
+            tokens = dropped.len(),
+            dropped = ?indices,
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

@@ -9,13 +9,17 @@ use crate::{
     drop::SampleKey,
     error::{Error, Result},
     loader::read,
-    prefetch::Prefetch,
+    prefetch::{Prefetch, Stop},
+    read_ahead::ReadAhead,
 };
 
 /// Which batches of a split a rank takes: batch b goes to rank `b % world_size`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EvalPlan {
+    /// Rows of the split.
     rows: u64,
+    /// Rows that are evaluated: the first ones.
+    end: u64,
     batch_size: u64,
     rank: u64,
     world_size: u64,
@@ -33,26 +37,34 @@ impl EvalPlan {
         if rank >= world_size {
             return Err(Error::Plan(format!("rank {rank} does not exist in a world of {world_size} ranks")));
         }
-        Ok(Self { rows, batch_size: batch_size as u64, rank: rank as u64, world_size: world_size as u64 })
+        let (batch_size, rank, world_size) = (batch_size as u64, rank as u64, world_size as u64);
+        Ok(Self { rows, end: rows, batch_size, rank, world_size })
+    }
+
+    /// Only the first `rows` rows of the split.
+    pub fn limited_to(self, rows: u64) -> Self {
+        Self { end: self.end.min(rows), ..self }
     }
 
     /// Batches of this rank.
     pub fn batches(&self) -> u64 {
-        let all = self.rows.div_ceil(self.batch_size);
+        let all = self.end.div_ceil(self.batch_size);
         all / self.world_size + u64::from(all % self.world_size > self.rank)
     }
 
     /// Rows of the rank's batch `index`, which must be below [`batches`](Self::batches).
     fn batch(&self, index: u64) -> Range<u64> {
         let first = (index * self.world_size + self.rank) * self.batch_size;
-        first..first.saturating_add(self.batch_size).min(self.rows)
+        first..first.saturating_add(self.batch_size).min(self.end)
     }
 }
 
-/// The batches of a rank, made ahead. After an error there are no more.
+/// The batches of a rank, made ahead; those whose rows are all skipped are left out. After an error there are no more.
 pub struct EvalLoader<B> {
-    items: Prefetch<B>,
+    /// None for a batch without rows.
+    items: Prefetch<Option<B>>,
     left: u64,
+    _ahead: ReadAhead,
 }
 
 impl EvalLoader<PackedBatch> {
@@ -102,13 +114,17 @@ impl<B: Send + 'static> EvalLoader<B> {
                 dataset.len()
             )));
         }
-        let make = move |index: u64| {
-            (index < plan.batches()).then(|| {
-                let keys = plan.batch(index).map(|row| SampleKey { position: row, epoch: 0, row });
-                Ok(collate(&read(dataset.as_ref(), keys)?))
-            })
+        let jobs = 0..plan.batches();
+        let ahead = ReadAhead::spawn(dataset.clone(), jobs.clone(), prefetch, move |index| plan.batch(index).collect())?;
+        let tickets = ahead.tickets();
+        let make = move |index: u64, stop: &Stop<'_>| {
+            tickets.wait();
+            let keys = plan.batch(index).map(|row| SampleKey { position: row, epoch: 0, row });
+            let samples = read(dataset.as_ref(), keys, stop)?;
+            Ok((!samples.is_empty()).then(|| collate(&samples)))
         };
-        Ok(Self { items: Prefetch::spawn(threads, prefetch, Arc::new(make))?, left: plan.batches() })
+        let items = Prefetch::spawn(threads, prefetch, jobs, make)?;
+        Ok(Self { items, left: plan.batches(), _ahead: ahead })
     }
 }
 
@@ -116,12 +132,14 @@ impl<B: Send + 'static> Iterator for EvalLoader<B> {
     type Item = Result<B>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.left == 0 {
-            return None;
+        while self.left > 0 {
+            let item = self.items.next().unwrap_or(Err(Error::LoaderStopped));
+            self.left = if item.is_ok() { self.left - 1 } else { 0 };
+            if let Some(item) = item.transpose() {
+                return Some(item);
+            }
         }
-        let item = self.items.next().unwrap_or(Err(Error::LoaderStopped));
-        self.left = if item.is_ok() { self.left - 1 } else { 0 };
-        Some(item)
+        None
     }
 }
 
@@ -132,7 +150,7 @@ mod tests {
     #[test]
     fn every_row_once_over_all_ranks() {
         for (rows, batch, world) in [(100, 64, 1), (100, 7, 3), (5, 2, 4), (1, 10, 3), (64, 64, 2)] {
-            let mut seen = Vec::new();
+            let (mut seen, mut limited) = (Vec::new(), Vec::new());
             for rank in 0..world {
                 let plan = EvalPlan::new(rows, batch, rank, world).unwrap();
                 for index in 0..plan.batches() {
@@ -140,9 +158,13 @@ mod tests {
                     assert!(!range.is_empty() && range.end - range.start <= batch as u64);
                     seen.extend(range);
                 }
+                let few = plan.limited_to(rows / 2);
+                limited.extend((0..few.batches()).flat_map(|index| few.batch(index)));
             }
             seen.sort_unstable();
             assert!(seen.into_iter().eq(0..rows), "{rows} rows, batches of {batch}, {world} ranks");
+            limited.sort_unstable();
+            assert!(limited.into_iter().eq(0..rows / 2));
         }
     }
 

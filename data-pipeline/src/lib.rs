@@ -5,6 +5,7 @@
 
 mod batch;
 mod collate;
+mod concat;
 pub mod config;
 mod dataset;
 mod detokenize;
@@ -19,25 +20,29 @@ mod permutation;
 mod plan;
 mod prefetch;
 mod random;
+mod read_ahead;
+mod schedule;
 mod star;
 mod tokenizer;
 
 pub use crate::{
-    batch::{PackedBatch, PadSide, PromptBatch, pad_truncate},
-    collate::Collator,
-    config::{DataConfig, Detokenizer, SpecialTokenNames, StarConfig, StarKind, Task},
-    dataset::{Dataset, Example},
+    batch::{BatchPool, PackedBatch, PadSide, PromptBatch, pad_truncate},
+    collate::{Collator, MicroBatchLimit},
+    concat::Concat,
+    config::{DataConfig, Detokenizer, MixtureEntry, SpecialTokenNames, StarConfig, StarKind, Task},
+    dataset::{Dataset, Example, Part},
     detokenize::detokenize_lm1b,
     drop::{Drops, KeyedDrops, SampleKey},
     error::{Error, Result, RowAddress},
     evaluate::{EvalLoader, EvalPlan},
-    loader::{StepBatch, TrainLoader},
+    loader::{LoaderFigures, LoaderOptions, StepBatch, TrainLoader, TrainStream},
     open::Split,
-    order::GlobalOrder,
+    order::{GlobalOrder, OrderSettings, SourceProgress},
     parquet::{Columns, ParquetDataset, ParquetOptions, panic_becomes_error},
     permutation::Permutation,
     plan::BatchPlan,
     random::{Purpose, keyed_rng, shuffle, uniform_below},
+    schedule::{Schedule, Steps},
     star::{StarDataset, StarGraph, materialise},
     tokenizer::{HuggingFaceTokenizer, NumbersTokenizer, SpecialTokens, Tokenizer},
 };

@@ -1,16 +1,18 @@
-//! Training batches of one rank, made ahead; the stream depends on the data position alone.
+//! Training batches of one rank, a step at a time, made ahead; the stream depends on the data position alone.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use crate::{
-    batch::PackedBatch,
+    batch::{BatchPool, PackedBatch},
     collate::Collator,
     dataset::{Dataset, Example},
     drop::SampleKey,
     error::{Error, Result},
     order::GlobalOrder,
     plan::BatchPlan,
-    prefetch::Prefetch,
+    prefetch::{Prefetch, Stop},
+    read_ahead::ReadAhead,
+    schedule::{Schedule, Steps},
 };
 
 /// What a rank computes in one step.
@@ -18,8 +20,48 @@ use crate::{
 pub struct StepBatch {
     /// First position of the global batch.
     pub position: u64,
-    /// The rank's micro-batches, in order.
+    /// The position after it: where a run that has finished this step goes on.
+    pub next_position: u64,
+    /// The rank's micro-batches, in order; none when the rank has no samples in this step.
     pub micro_batches: Vec<PackedBatch>,
+    /// Rows of this rank's part that were left out because they cannot be used.
+    pub skipped: u64,
+}
+
+/// Everything that decides which batches a rank sees.
+pub struct TrainStream {
+    /// The rows.
+    pub dataset: Arc<dyn Dataset>,
+    /// Drops and packs.
+    pub collator: Collator,
+    /// Order of the rows of `dataset`.
+    pub order: GlobalOrder,
+    /// Positions of every step.
+    pub schedule: Schedule,
+    /// The rank's part.
+    pub plan: BatchPlan,
+}
+
+/// How batches are made; the batches do not depend on it.
+#[derive(Debug, Clone)]
+pub struct LoaderOptions {
+    /// Threads that read, tokenise and drop; at least one is started.
+    pub threads: usize,
+    /// Steps that are held ready or in the making, rounded up to a multiple of the threads: the bound of memory.
+    pub prefetch_steps: usize,
+    /// Steps, ahead of those in the making, that are announced to the data set (0: none).
+    pub read_ahead_steps: usize,
+    /// Gives the buffers of batches.
+    pub pool: Arc<BatchPool>,
+}
+
+/// How far the loader is ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoaderFigures {
+    /// Finished steps that wait to be taken; 0 for long means that training waits for data.
+    pub ready_steps: usize,
+    /// Announced steps that no thread has begun.
+    pub announced_steps: usize,
 }
 
 /// The steps of a rank from a data position on.
@@ -27,99 +69,91 @@ pub struct StepBatch {
 /// At debug level, target `data_pipeline::drop`, every sample leaves one line: position, epoch, sample id, number of
 /// tokens and dropped indices. These lines are the same, up to order, for every world size.
 pub struct TrainLoader {
-    items: Prefetch<PackedBatch>,
-    plan: BatchPlan,
-    position: u64,
+    items: Prefetch<StepBatch>,
+    ahead: ReadAhead,
+    /// The steps that were not taken yet.
+    steps: Steps,
+    stopped: bool,
 }
 
 impl TrainLoader {
-    /// Starts `threads` threads that hold about `prefetch_steps` steps ready. `start_position` is the first position of
-    /// the next global batch: 0, or the position after the last step of a checkpoint.
+    /// Starts the threads. `start_position` is 0, or the next position of the last step of a checkpoint.
     ///
     /// # Errors
     /// [`Error::Plan`] when the order is of another number of rows than the data set; [`Error::Thread`] when the system
     /// gives no thread.
-    pub fn spawn(
-        dataset: Arc<dyn Dataset>,
-        collator: Collator,
-        order: GlobalOrder,
-        plan: BatchPlan,
-        start_position: u64,
-        threads: usize,
-        prefetch_steps: usize,
-    ) -> Result<Self> {
-        if order.len() != dataset.len() {
+    pub fn spawn(stream: TrainStream, start_position: u64, options: LoaderOptions) -> Result<Self> {
+        if stream.order.len() != stream.dataset.len() {
             return Err(Error::Plan(format!(
-                "the global order has {} rows but the data set has {}; make it from the groups of this data set",
-                order.len(),
-                dataset.len()
+                "the global order has {} rows but the data set has {}; make it from this data set",
+                stream.order.len(),
+                stream.dataset.len()
             )));
         }
-        let accumulate = plan.accumulate();
-        let make = move |item: u64| {
-            let step = item / accumulate as u64;
-            let first = start_position.wrapping_add(step.wrapping_mul(plan.global_batch() as u64));
-            let positions =
-                plan.slots((item % accumulate as u64) as usize).map(|slot| first.wrapping_add(slot));
-            Some(micro_batch(dataset.as_ref(), &collator, &order, positions))
+        let steps = stream.schedule.steps(start_position);
+        let dataset = stream.dataset.clone();
+        let stream = Arc::new(stream);
+        let announced = stream.clone();
+        let rows = move |step| announced.plan.keys(&announced.order, step).map(|key| key.row).collect();
+        let ahead = ReadAhead::spawn(dataset, steps.clone(), options.read_ahead_steps, rows)?;
+        let (tickets, pool) = (ahead.tickets(), options.pool);
+        let make = move |step: Range<u64>, stop: &Stop<'_>| {
+            tickets.wait();
+            stream.make(step, &pool, stop)
         };
-        let ahead = prefetch_steps.saturating_mul(accumulate);
-        let items = Prefetch::spawn(threads, ahead, Arc::new(make))?;
-        Ok(Self { items, plan, position: start_position })
+        let items = Prefetch::spawn(options.threads, options.prefetch_steps, steps.clone(), make)?;
+        Ok(Self { items, ahead, steps, stopped: false })
     }
 
-    /// The next step; waits until it is ready.
+    /// The next step, or none after the last one; waits until it is ready.
     ///
     /// # Errors
     /// The first error of reading or tokenising, in the order of the samples; after it, and after the panic of a data
     /// thread, [`Error::LoaderStopped`].
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "the stream has no end, so an iterator's `None` would be a trap"
-    )]
-    pub fn next(&mut self) -> Result<StepBatch> {
-        let mut micro_batches = Vec::with_capacity(self.plan.accumulate());
-        for _ in 0..self.plan.accumulate() {
-            micro_batches.push(self.items.next().unwrap_or(Err(Error::LoaderStopped))?);
+    #[expect(clippy::should_implement_trait, reason = "callers want `?`, and the end is not the usual case")]
+    pub fn next(&mut self) -> Result<Option<StepBatch>> {
+        if self.stopped {
+            return Err(Error::LoaderStopped);
         }
-        let position = self.position;
-        self.position = position.wrapping_add(self.plan.global_batch() as u64);
-        Ok(StepBatch { position, micro_batches })
+        if self.steps.next().is_none() {
+            return Ok(None);
+        }
+        let step = self.items.next().unwrap_or(Err(Error::LoaderStopped));
+        self.stopped = step.is_err();
+        step.map(Some)
+    }
+
+    /// How far the loader is ahead at this moment.
+    pub fn figures(&self) -> LoaderFigures {
+        LoaderFigures { ready_steps: self.items.ready(), announced_steps: self.ahead.announced() }
     }
 }
 
-fn micro_batch(
-    dataset: &dyn Dataset,
-    collator: &Collator,
-    order: &GlobalOrder,
-    positions: impl Iterator<Item = u64>,
-) -> Result<PackedBatch> {
-    let keys = positions.map(|position| {
-        let (epoch, row) = order.row(position);
-        SampleKey { position, epoch, row }
-    });
-    let samples = read(dataset, keys)?;
-    Ok(collator.collate_with(&samples, log_drops))
+impl TrainStream {
+    fn make(&self, step: Range<u64>, pool: &Arc<BatchPool>, stop: &Stop<'_>) -> Result<StepBatch> {
+        let keys: Vec<SampleKey> = self.plan.keys(&self.order, step.clone()).collect();
+        let asked = keys.len();
+        let samples = read(self.dataset.as_ref(), keys.into_iter(), stop)?;
+        Ok(StepBatch {
+            position: step.start,
+            next_position: step.end,
+            micro_batches: self.collator.collate_step(&samples, self.plan.limit(), pool)?,
+            skipped: (asked - samples.len()) as u64,
+        })
+    }
 }
 
 /// The examples of some samples, without those that are skipped.
 pub(crate) fn read(
     dataset: &dyn Dataset,
     keys: impl Iterator<Item = SampleKey>,
+    stop: &Stop<'_>,
 ) -> Result<Vec<(SampleKey, Example)>> {
-    keys.filter_map(|key| dataset.example(key.row).map(|example| Some((key, example?))).transpose()).collect()
-}
-
-fn log_drops(key: &SampleKey, dropped: &[bool]) {
-    if tracing::enabled!(target: "data_pipeline::drop", tracing::Level::DEBUG) {
-        let indices: Vec<usize> = (0..dropped.len()).filter(|&index| dropped[index]).collect();
-        tracing::debug!(
-            target: "data_pipeline::drop",
-            position = key.position,
-            epoch = key.epoch,
-            sample = key.row,
-            tokens = dropped.len(),
-            dropped = ?indices,
-        );
-    }
+    let sample = |key: SampleKey| {
+        if stop.is_set() {
+            return Err(Error::LoaderStopped);
+        }
+        Ok(dataset.example(key.row)?.map(|example| (key, example)))
+    };
+    keys.filter_map(|key| sample(key).transpose()).collect()
 }

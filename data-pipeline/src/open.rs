@@ -1,12 +1,15 @@
 //! From section `data` to tokenizers and data sets.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use crate::{
-    config::{DataConfig, Task},
+    concat::Concat,
+    config::{DataConfig, MixtureEntry, Task},
     dataset::Dataset,
     error::{Error, Result},
+    order::{GlobalOrder, OrderSettings},
     parquet::{Columns, ParquetDataset, ParquetOptions},
+    schedule::{Schedule, parse_steps},
     star::StarDataset,
     tokenizer::Tokenizer,
 };
@@ -52,6 +55,13 @@ impl DataConfig {
                 return Err(Error::Setting(format!("data.{name} = 0 makes no sense; use at least 1")));
             }
         }
+        for (name, value) in [("epochs", self.epochs), ("max_samples", self.max_samples)] {
+            if value == Some(0) {
+                return Err(Error::Setting(format!("data.{name} = 0 ends before the first step; use at least 1")));
+            }
+        }
+        self.validate_mixture()?;
+        self.skipped_steps()?;
         if self.max_tokens == Some(0) {
             return Err(Error::Setting(
                 "data.max_tokens = 0 leaves no tokens; use at least 1 or leave it out".into(),
@@ -62,6 +72,45 @@ impl DataConfig {
             Task::Text if self.tokenizer.is_none() => Err(no_tokenizer()),
             Task::Text => Ok(()),
         }
+    }
+
+    fn validate_mixture(&self) -> Result<()> {
+        let refuse = |reason: &str| Err(Error::Setting(reason.into()));
+        match (self.mixture.is_empty(), &self.train, self.epochs) {
+            (false, Some(_), _) => refuse("data.train and data.mixture are both set; leave one of them out"),
+            (false, None, Some(_)) => refuse(
+                "data.epochs has no meaning for data.mixture, whose sources have epochs of their own; use data.max_samples",
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    fn skipped_steps(&self) -> Result<Vec<Range<u64>>> {
+        self.skip_steps.iter().map(|steps| parse_steps(steps)).collect()
+    }
+
+    /// The order of the training rows, which [`open_split`](Self::open_split) opened.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when a setting makes no sense for these rows.
+    pub fn order(&self, dataset: &dyn Dataset, seed: u64) -> Result<GlobalOrder> {
+        let &Self { shuffle, window_groups, canonical_lanes: lanes, .. } = self;
+        GlobalOrder::new(dataset, OrderSettings { seed, shuffle, window_groups, lanes })
+    }
+
+    /// The steps of a run over `rows` training rows, with `global_batch` samples each.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] when `global_batch` is zero, [`Error::Setting`] when `skip_steps` cannot be read.
+    pub fn schedule(&self, global_batch: usize, rows: u64) -> Result<Schedule> {
+        let mut schedule = Schedule::new(global_batch)?.skip(self.skipped_steps()?);
+        if let Some(epochs) = self.epochs {
+            schedule = schedule.end_at(epochs.saturating_mul(rows));
+        }
+        if let Some(samples) = self.max_samples {
+            schedule = schedule.end_after(samples);
+        }
+        Ok(schedule)
     }
 
     /// The tokenizer: node numbers for star graphs, the configured file for texts.
@@ -95,26 +144,34 @@ impl DataConfig {
         tokenizer: &Arc<Tokenizer>,
         seed: u64,
     ) -> Result<Arc<dyn Dataset>> {
-        let columns = match self.task {
-            Task::Text => Columns::Language,
-            Task::Star => Columns::PromptAndTarget,
-        };
+        if split == Split::Train && !self.mixture.is_empty() {
+            let source = |entry: &MixtureEntry| {
+                Ok((entry.name.clone(), entry.weight, self.open_files(&entry.path, tokenizer)?))
+            };
+            return Ok(Arc::new(Concat::new(self.mixture.iter().map(source).collect::<Result<_>>()?)?));
+        }
         match (self.task, self.location(split)) {
-            (_, Some(location)) => {
-                let options = ParquetOptions {
-                    columns,
-                    detokenizer: self.detokenizer,
-                    max_tokens: self.max_tokens,
-                    window_groups: self.window_groups,
-                };
-                Ok(Arc::new(ParquetDataset::open(location, tokenizer, options)?))
-            }
+            (_, Some(location)) => self.open_files(location, tokenizer),
             (Task::Star, None) => Ok(Arc::new(StarDataset::new(&self.star, split, seed)?)),
             (Task::Text, None) => Err(Error::Setting(format!(
                 "data.{} is not set; give a Parquet file, a directory or a glob",
                 split.name()
             ))),
         }
+    }
+
+    fn open_files(&self, location: &str, tokenizer: &Arc<Tokenizer>) -> Result<Arc<dyn Dataset>> {
+        let columns = match self.task {
+            Task::Text => Columns::Language,
+            Task::Star => Columns::PromptAndTarget,
+        };
+        let options = ParquetOptions {
+            columns,
+            detokenizer: self.detokenizer,
+            max_tokens: self.max_tokens,
+            window_groups: self.window_groups,
+        };
+        Ok(Arc::new(ParquetDataset::open(location, tokenizer, options)?))
     }
 }
 

@@ -1,9 +1,5 @@
 //! A keyed permutation of `0..n` without a table: every value is computed alone, in constant expected time.
 
-use rand_chacha::rand_core::Rng;
-
-use crate::random::{Purpose, keyed_rng};
-
 const ROUNDS: usize = 6;
 
 /// A Feistel network on the bits of `n - 1`, walked until the value falls below `n` (at most two walks on average,
@@ -17,11 +13,10 @@ pub struct Permutation {
 }
 
 impl Permutation {
-    /// The permutation of `0..n` for a seed, a purpose and two counters.
-    pub fn new(n: u64, seed: u64, purpose: Purpose, a: u64, b: u64) -> Self {
+    /// The permutation of `0..n` for a key: a draw of [`keyed_rng`](crate::keyed_rng) or a [`subkey`] of one.
+    pub fn new(n: u64, key: u64) -> Self {
         let bits = u64::BITS - n.saturating_sub(1).leading_zeros();
-        let mut rng = keyed_rng(seed, purpose, a, b);
-        let keys = std::array::from_fn(|_| rng.next_u64());
+        let keys = std::array::from_fn(|round| subkey(key, round as u64));
         Self { n, left_bits: bits / 2, right_bits: bits - bits / 2, keys }
     }
 
@@ -58,6 +53,11 @@ fn mask(bits: u32) -> u64 {
     (1u64 << bits) - 1
 }
 
+/// The key number `index` that follows from `key` (splitmix64's stream): cheap enough to be made for every lookup.
+pub(crate) fn subkey(key: u64, index: u64) -> u64 {
+    mix(key.wrapping_add((index.wrapping_add(1)).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+}
+
 /// Finaliser of splitmix64: a bijection that spreads every input bit over the word.
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     fn table(n: u64, seed: u64) -> Vec<u64> {
-        let permutation = Permutation::new(n, seed, Purpose::GroupOrder, 0, 0);
+        let permutation = Permutation::new(n, seed);
         (0..n).map(|i| permutation.apply(i)).collect()
     }
 
@@ -87,9 +87,9 @@ mod tests {
 
     #[test]
     fn works_at_the_ends_of_the_number_range() {
-        let permutation = Permutation::new(u64::MAX, 1, Purpose::GroupOrder, 0, 0);
+        let permutation = Permutation::new(u64::MAX, 1);
         assert!(permutation.apply(u64::MAX - 1) < u64::MAX);
-        assert_eq!(Permutation::new(1, 1, Purpose::GroupOrder, 0, 0).apply(0), 0);
+        assert_eq!(Permutation::new(1, 1).apply(0), 0);
     }
 
     #[test]
@@ -100,7 +100,7 @@ mod tests {
             let mut gap = vec![0f64; n as usize];
             let seeds = 2000 * n;
             for seed in 0..seeds {
-                let permutation = Permutation::new(n, seed, Purpose::WindowOrder, 1, 2);
+                let permutation = Permutation::new(n, subkey(5, seed));
                 let (a, b) = (permutation.apply(3), permutation.apply(4));
                 place[a as usize] += 1.0;
                 gap[((b + n - a) % n) as usize] += 1.0;

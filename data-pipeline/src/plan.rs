@@ -1,78 +1,60 @@
-//! Which slots of a global batch a rank computes, so that every world size sees the same global batches.
+//! Which samples of a global batch a rank computes, so that every world size sees the same global batches.
 
-use crate::error::{Error, Result};
+use std::ops::Range;
 
-/// The part of every global batch that one rank takes, cut into micro-batches.
+use crate::{
+    collate::MicroBatchLimit,
+    drop::SampleKey,
+    error::{Error, Result},
+    order::GlobalOrder,
+};
+
+/// The part of every global batch that one rank takes: lane l belongs to rank `l % world_size`.
 ///
-/// Slot j of a global batch belongs to lane `j % canonical_lanes`, and lane l to rank `l % world_size`.
+/// Any number of ranks up to that of the lanes works. Loads are even when the ranks divide the lanes and the lanes divide
+/// the global batch; otherwise some ranks have a few samples more than others, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchPlan {
-    global_batch: usize,
-    per_device: usize,
-    rank: usize,
-    world_size: usize,
+    rank: u64,
+    world_size: u64,
+    limit: MicroBatchLimit,
 }
 
 impl BatchPlan {
-    /// Checks the arithmetic.
+    /// The part of `rank`, computed in micro-batches within `limit`.
     ///
     /// # Errors
-    /// [`Error::Plan`] when a size is zero, `rank` is not below `world_size`, `world_size` does not divide
-    /// `canonical_lanes`, or `global_batch` is not a multiple of `per_device * world_size`.
-    pub fn new(
-        global_batch: usize,
-        per_device: usize,
-        rank: usize,
-        world_size: usize,
-        canonical_lanes: usize,
-    ) -> Result<Self> {
+    /// [`Error::Plan`] when a limit is zero, `rank` is not below `world_size` or there are more ranks than lanes.
+    pub fn new(limit: MicroBatchLimit, rank: usize, world_size: usize, lanes: usize) -> Result<Self> {
         let refuse = |reason: String| Err(Error::Plan(reason));
-        for (name, value) in [
-            ("global_batch_size", global_batch),
-            ("per_device_batch_size", per_device),
-            ("the world size", world_size),
-            ("data.canonical_lanes", canonical_lanes),
-        ] {
-            if value == 0 {
-                return refuse(format!("{name} is 0; use at least 1"));
-            }
+        if limit.rows == 0 || limit.visible_tokens == Some(0) {
+            return refuse("per_device_batch_size and its limit of tokens must be at least 1".into());
         }
         if rank >= world_size {
             return refuse(format!("rank {rank} does not exist in a world of {world_size} ranks"));
         }
-        if !canonical_lanes.is_multiple_of(world_size) {
+        if world_size > lanes {
             return refuse(format!(
-                "{world_size} ranks do not divide data.canonical_lanes = {canonical_lanes}; use a divisor as the number of ranks, or set \
-                 data.canonical_lanes to a multiple of it"
+                "{world_size} ranks are more than data.canonical_lanes = {lanes}, so some would have no data; use at most \
+                 {lanes} ranks, or start a new run with more lanes"
             ));
         }
-        let fits = per_device.checked_mul(world_size).is_some_and(|step| global_batch.is_multiple_of(step));
-        if !fits {
-            return refuse(format!(
-                "global_batch_size = {global_batch} is not a multiple of per_device_batch_size = {per_device} times {world_size} \
-                 ranks; change one of them"
-            ));
-        }
-        Ok(Self { global_batch, per_device, rank, world_size })
+        Ok(Self { rank: rank as u64, world_size: world_size as u64, limit })
     }
 
-    /// Samples of a step over all ranks.
-    pub fn global_batch(&self) -> usize {
-        self.global_batch
+    /// The limit of a micro-batch.
+    pub fn limit(&self) -> MicroBatchLimit {
+        self.limit
     }
 
-    /// Micro-batches of a step on this rank.
-    pub fn accumulate(&self) -> usize {
-        self.global_batch / (self.per_device * self.world_size)
-    }
-
-    /// The slots of one micro-batch, ascending.
-    ///
-    /// `j % lanes % world_size` is `j % world_size` because the world size divides the lanes, so the rank's slots are
-    /// every `world_size`-th one.
-    pub fn slots(&self, micro_batch: usize) -> impl ExactSizeIterator<Item = u64> + use<> {
-        let (first, rank, world_size) = (micro_batch * self.per_device, self.rank, self.world_size);
-        (first..first + self.per_device).map(move |slot| (slot * world_size + rank) as u64)
+    /// This rank's samples of a stretch of positions, ascending.
+    pub fn keys<'a>(
+        &'a self,
+        order: &'a GlobalOrder,
+        positions: Range<u64>,
+    ) -> impl Iterator<Item = SampleKey> + 'a {
+        let own = positions.filter(|&position| order.lane(position) % self.world_size == self.rank);
+        own.map(|position| order.key(position))
     }
 }
 
@@ -81,36 +63,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_part_every_global_batch_by_lanes() {
-        for (global, per_device, world, lanes) in
-            [(512, 64, 4, 64), (64, 4, 1, 64), (64, 4, 16, 64), (96, 16, 6, 12)]
-        {
-            let mut owner = vec![None; global];
-            for rank in 0..world {
-                let plan = BatchPlan::new(global, per_device, rank, world, lanes).unwrap();
-                let mut previous = None;
-                for micro_batch in 0..plan.accumulate() {
-                    assert_eq!(plan.slots(micro_batch).len(), per_device);
-                    for slot in plan.slots(micro_batch) {
-                        assert!(previous < Some(slot), "ascending");
-                        previous = Some(slot);
-                        assert_eq!(slot as usize % lanes % world, rank);
-                        assert_eq!(owner[slot as usize].replace(rank), None);
-                    }
-                }
-            }
-            assert!(owner.iter().all(Option::is_some));
-        }
-    }
-
-    #[test]
     fn refusals_name_the_numbers() {
-        let message = |g, p, r, w, l| BatchPlan::new(g, p, r, w, l).unwrap_err().to_string();
-        assert!(message(512, 60, 0, 1, 64).contains("512"));
-        assert!(message(512, 64, 0, 3, 64).contains("3 ranks do not divide data.canonical_lanes = 64"));
-        assert!(message(512, 64, 4, 4, 64).contains("rank 4"));
-        assert!(message(0, 64, 0, 1, 64).contains("global_batch_size"));
-        assert!(message(64, usize::MAX, 0, 2, 64).contains("not a multiple"));
-        assert!(BatchPlan::new(64, 0, 0, 1, 64).unwrap_err().is_config());
+        let limit = MicroBatchLimit { rows: 8, visible_tokens: None };
+        let message = |limit, rank, world| BatchPlan::new(limit, rank, world, 64).unwrap_err().to_string();
+        assert!(message(limit, 0, 65).contains("65 ranks are more than data.canonical_lanes = 64"));
+        assert!(message(limit, 4, 4).contains("rank 4 does not exist in a world of 4 ranks"));
+        assert!(message(limit, 0, 0).contains("rank 0"));
+        assert!(message(MicroBatchLimit { rows: 0, ..limit }, 0, 1).contains("per_device_batch_size"));
+        assert!(message(MicroBatchLimit { visible_tokens: Some(0), ..limit }, 0, 1).contains("tokens"));
+        assert!(BatchPlan::new(limit, 64, 64, 64).unwrap_err().is_config());
+        for world in 1..=64 {
+            assert!(BatchPlan::new(limit, world - 1, world, 64).is_ok());
+        }
     }
 }

@@ -7,47 +7,57 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
 };
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::error::{Error, Result};
 
-/// Makes an item by its number; `None` after the last one. Called from several threads.
-pub(crate) type Make<T> = dyn Fn(u64) -> Option<Result<T>> + Send + Sync;
-
-/// The items 0, 1, 2, ... in order.
+/// The items of jobs, in the order of the jobs.
 pub(crate) struct Prefetch<T> {
     /// In turn: the front one has the next item.
     channels: VecDeque<Receiver<Result<T>>>,
     threads: Vec<JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    /// Finished items that were not taken yet.
+    ready: AtomicUsize,
+}
+
+/// Tells a thread to give up its item, because nobody will take it.
+pub(crate) struct Stop<'a>(&'a AtomicBool);
+
+impl Stop<'_> {
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl<T: Send + 'static> Prefetch<T> {
-    /// Starts `threads` threads that hold about `ahead` finished items in all.
-    pub fn spawn(threads: usize, ahead: usize, make: Arc<Make<T>>) -> Result<Self> {
+    /// Starts `threads` threads that make items ahead: at most `ahead`, rounded up to a multiple of the threads, are
+    /// finished or in the making. `make` is called from several threads; an error is a thread's last item.
+    pub fn spawn<J>(
+        threads: usize,
+        ahead: usize,
+        jobs: impl Iterator<Item = J> + Clone + Send + 'static,
+        make: impl Fn(J, &Stop<'_>) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<Self> {
         let threads = threads.max(1);
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut prefetch = Self { channels: VecDeque::new(), threads: Vec::new(), stop };
+        let make = Arc::new(make);
+        let mut prefetch = Self { channels: VecDeque::new(), threads: Vec::new(), shared: Arc::default() };
         for first in 0..threads {
-            let (sender, receiver) = bounded(ahead.div_ceil(threads).max(1));
-            let (make, stop) = (make.clone(), prefetch.stop.clone());
-            let work = move || {
-                for index in (first as u64..).step_by(threads) {
-                    if stop.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    let Some(item) = make(index) else { return };
-                    let failed = item.is_err();
-                    if sender.send(item).is_err() || failed {
-                        return;
-                    }
-                }
-            };
+            // One item of the thread's share is in its hands.
+            let (sender, receiver) = bounded(ahead.div_ceil(threads).saturating_sub(1));
+            let (make, shared) = (make.clone(), prefetch.shared.clone());
+            let jobs = jobs.clone().skip(first).step_by(threads);
+            let work = move || deliver(jobs, &*make, &shared, &sender);
             let name = format!("ilm-data-{first}");
             let thread = std::thread::Builder::new().name(name).spawn(work).map_err(Error::Thread)?;
             prefetch.channels.push_back(receiver);
@@ -59,14 +69,40 @@ impl<T: Send + 'static> Prefetch<T> {
     /// The next item; `None` when its thread has ended, which is after the last item, an error or a panic.
     pub fn next(&mut self) -> Option<Result<T>> {
         let item = self.channels.front()?.recv().ok()?;
+        self.shared.ready.fetch_sub(1, Ordering::Relaxed);
         self.channels.rotate_left(1);
         Some(item)
+    }
+
+    /// Finished items that wait to be taken.
+    pub fn ready(&self) -> usize {
+        self.shared.ready.load(Ordering::Relaxed)
+    }
+}
+
+fn deliver<J, T>(
+    jobs: impl Iterator<Item = J>,
+    make: &impl Fn(J, &Stop<'_>) -> Result<T>,
+    shared: &Shared,
+    sender: &Sender<Result<T>>,
+) {
+    let stop = Stop(&shared.stop);
+    for job in jobs {
+        if stop.is_set() {
+            return;
+        }
+        let item = make(job, &stop);
+        let failed = item.is_err();
+        shared.ready.fetch_add(1, Ordering::Relaxed);
+        if sender.send(item).is_err() || failed {
+            return;
+        }
     }
 }
 
 impl<T> Drop for Prefetch<T> {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
         self.channels.clear();
         for thread in self.threads.drain(..) {
             // A panic has been reported by the thread itself.
@@ -84,16 +120,17 @@ mod tests {
     fn spawn(
         threads: usize,
         ahead: usize,
-        make: impl Fn(u64) -> Option<Result<u64>> + Send + Sync + 'static,
+        jobs: std::ops::Range<u64>,
+        make: impl Fn(u64) -> Result<u64> + Send + Sync + 'static,
     ) -> Prefetch<u64> {
-        Prefetch::spawn(threads, ahead, Arc::new(make)).unwrap()
+        Prefetch::spawn(threads, ahead, jobs, move |job, _: &Stop<'_>| make(job)).unwrap()
     }
 
     #[test]
     fn items_come_in_order_and_end() {
         for threads in [1, 2, 3, 7] {
             for ahead in [0, 1, 10] {
-                let mut items = spawn(threads, ahead, |index| (index < 50).then_some(Ok(index)));
+                let mut items = spawn(threads, ahead, 0..50, Ok);
                 let taken: Vec<u64> = std::iter::from_fn(|| items.next()).map(Result::unwrap).collect();
                 assert_eq!(taken, (0..50).collect::<Vec<_>>());
                 assert!(items.next().is_none());
@@ -104,16 +141,16 @@ mod tests {
     #[test]
     fn an_error_comes_in_its_place_and_is_the_last_item() {
         let mut items =
-            spawn(3, 9, |index| Some(if index == 5 { Err(Error::LoaderStopped) } else { Ok(index) }));
+            spawn(3, 9, 0..100, |index| if index == 5 { Err(Error::LoaderStopped) } else { Ok(index) });
         assert_eq!((0..5).map(|_| items.next().unwrap().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
         assert!(items.next().unwrap().is_err());
     }
 
     #[test]
     fn a_panicking_thread_ends_the_items_and_blocks_no_one() {
-        let mut items = spawn(2, 2, |index| {
+        let mut items = spawn(2, 2, 0..100, |index| {
             assert!(index != 3, "a bug on purpose");
-            Some(Ok(index))
+            Ok(index)
         });
         assert_eq!((0..3).filter_map(|_| items.next()).count(), 3);
         assert!(items.next().is_none());
@@ -123,16 +160,36 @@ mod tests {
     fn work_ahead_is_bounded_and_dropping_ends_the_threads() {
         let made = Arc::new(AtomicU64::new(0));
         let counter = made.clone();
-        let mut items = spawn(4, 8, move |index| {
+        let mut items = spawn(4, 8, 0..u64::MAX, move |index| {
             counter.fetch_add(1, Ordering::SeqCst);
-            Some(Ok(index))
+            Ok(index)
         });
         for _ in 0..100 {
             items.next().unwrap().unwrap();
         }
         drop(items);
-        // 100 taken, 8 in channels, one in the hands of each thread.
-        assert!(made.load(Ordering::SeqCst) <= 112);
+        // 100 taken, 8 in channels or in the hands of threads.
+        assert!(made.load(Ordering::SeqCst) <= 108);
         assert_eq!(Arc::strong_count(&made), 1, "a thread still holds its work");
+    }
+    #[test]
+    fn a_thread_in_the_middle_of_an_item_is_told_to_stop() {
+        let make = |_: u64, stop: &Stop<'_>| {
+            while !stop.is_set() {
+                std::thread::yield_now();
+            }
+            Ok(0u64)
+        };
+        drop(Prefetch::spawn(2, 2, 0..10, make).unwrap());
+    }
+
+    #[test]
+    fn ready_items_are_counted() {
+        let mut items = spawn(2, 4, 0..4, Ok);
+        while items.ready() < 4 {
+            std::thread::yield_now();
+        }
+        items.next().unwrap().unwrap();
+        assert_eq!(items.ready(), 3);
     }
 }

@@ -10,9 +10,9 @@ use rand_chacha::{
 pub enum Purpose {
     /// Which tokens of a row are dropped; counters: epoch, row.
     Drop = 1,
-    /// Order of the row groups; counters: epoch, 0.
+    /// Order of the row groups; counters: epoch, source.
     GroupOrder = 2,
-    /// Order of the rows of a window; counters: epoch, window.
+    /// Order of the rows of the windows; counters: epoch, source.
     WindowOrder = 3,
     /// A generated star graph; counters: split, row.
     Star = 4,

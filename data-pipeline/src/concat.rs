@@ -1,0 +1,91 @@
+//! Several data sets as one: the rows of the sources one after another, each source a part that is ordered by itself.
+
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{
+    dataset::{Dataset, Example, Part},
+    error::{Error, Result},
+};
+
+/// The sources of a mixture.
+pub struct Concat {
+    sources: Vec<Arc<dyn Dataset>>,
+    parts: Vec<Part>,
+    /// First row of every source, and the number of rows at the end.
+    starts: Vec<u64>,
+    groups: Vec<u64>,
+    fingerprint: String,
+}
+
+impl Concat {
+    /// Sources with their names and weights.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when there is no source, two have the same name or the rows are too many.
+    pub fn new(sources: Vec<(String, f64, Arc<dyn Dataset>)>) -> Result<Self> {
+        if sources.is_empty() {
+            return Err(Error::Setting("data.mixture has no entries; give at least one source".into()));
+        }
+        let mut hash = Xxh3::new();
+        let (mut parts, mut starts, mut groups) = (Vec::<Part>::new(), vec![0u64], Vec::new());
+        let mut end = 0u64;
+        for (name, weight, source) in &sources {
+            if parts.iter().any(|part| part.name == *name) {
+                return Err(Error::Setting(format!("data.mixture has two sources named '{name}'; rename one")));
+            }
+            // The weights decide which rows a position stands for, as the rows themselves do.
+            hash.update(format!("{name:?} {weight} {}\n", source.fingerprint()).as_bytes());
+            let first = groups.len();
+            groups.extend_from_slice(source.groups());
+            parts.push(Part { name: name.clone(), groups: first..groups.len(), weight: *weight });
+            end = end
+                .checked_add(source.len())
+                .ok_or_else(|| Error::Setting("data.mixture has more than 2^64 rows".into()))?;
+            starts.push(end);
+        }
+        let sources = sources.into_iter().map(|(_, _, source)| source).collect();
+        Ok(Self { sources, parts, starts, groups, fingerprint: format!("{:032x}", hash.digest128()) })
+    }
+
+    /// The source of a row, and its row there.
+    fn locate(&self, row: u64) -> Option<(usize, u64)> {
+        let source = self.starts.partition_point(|&start| start <= row) - 1;
+        (source < self.sources.len()).then(|| (source, row - self.starts[source]))
+    }
+}
+
+impl Dataset for Concat {
+    fn len(&self) -> u64 {
+        self.starts[self.sources.len()]
+    }
+
+    fn groups(&self) -> &[u64] {
+        &self.groups
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        self.parts.clone()
+    }
+
+    fn example(&self, row: u64) -> Result<Option<Example>> {
+        let (source, row) =
+            self.locate(row).ok_or_else(|| Error::RowOutOfRange { row, len: self.len() })?;
+        self.sources[source].example(row)
+    }
+
+    fn read_ahead(&self, rows: &[u64]) {
+        let mut of_source = vec![Vec::new(); self.sources.len()];
+        for (source, row) in rows.iter().filter_map(|&row| self.locate(row)) {
+            of_source[source].push(row);
+        }
+        for (source, rows) in self.sources.iter().zip(&of_source).filter(|(_, rows)| !rows.is_empty()) {
+            source.read_ahead(rows);
+        }
+    }
+
+    fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
