@@ -40,6 +40,8 @@ fn accumulation_on_one_rank_equals_two_ranks() {
     let one = train(1, &folder.path().join("one"));
     let two = train(2, &folder.path().join("two"));
     assert_alike(&one, &two);
+    // Three ranks divide neither the lanes nor the batch.
+    assert_alike(&one, &train(3, &folder.path().join("three")));
 }
 
 #[test]

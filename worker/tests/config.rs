@@ -457,7 +457,6 @@ fn contradictions_and_ranges_are_one_sentence_each() {
         ("checkpoint.keep_last=1", "checkpoint.keep_last = 1 is too small; use at least 2"),
         ("trainer.val_check_interval=0", "trainer.val_check_interval = 0 is out of range"),
         ("input_block_size=", "the longest star-graph prompt is unknown"),
-        ("global_batch_size=65", "global_batch_size = 65 is not a multiple of per_device_batch_size = 64"),
         ("data.canonical_lanes=0", "data.canonical_lanes = 0 is out of range"),
     ];
     for (argument, message) in cases {
@@ -468,18 +467,17 @@ fn contradictions_and_ranges_are_one_sentence_each() {
 }
 
 #[test]
-fn the_number_of_ranks_must_share_the_batch_and_the_lanes() {
+fn any_number_of_ranks_up_to_the_lanes_trains() {
     let ready = ["data.train=a", "data.tokenizer=b"];
     let e = compose("owt_ilm", &ready).unwrap().experiment;
-    for world_size in [1, 2, 4, 8, 16] {
-        validate::training(&e, world_size).unwrap();
+    for (world_size, uneven) in [(1, 0), (2, 0), (3, 1), (16, 0), (63, 1), (64, 0)] {
+        let warnings = validate::training(&e, world_size).unwrap();
+        let of_ranks = warnings.iter().filter(|warning| warning.contains("does not divide by"));
+        assert_eq!(of_ranks.count(), uneven, "{world_size} ranks");
     }
-    let error = validate::training(&e, 3).unwrap_err().to_string();
-    assert!(error.contains("global_batch_size = 512") || error.contains("canonical_lanes = 64"), "{error}");
     assert!(validate::training(&e, 0).is_err());
-    let e = Experiment { global_batch_size: 480, ..e };
-    let error = validate::training(&e, 3).unwrap_err().to_string();
-    assert!(error.starts_with("3 ranks do not divide data.canonical_lanes = 64"), "{error}");
+    let error = validate::training(&e, 65).unwrap_err().to_string();
+    assert!(error.starts_with("65 ranks are more than data.canonical_lanes = 64"), "{error}");
 }
 
 #[test]

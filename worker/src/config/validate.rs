@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use data_pipeline::BatchPlan;
+use data_pipeline::{BatchPlan, MicroBatchLimit};
 use data_pipeline::config::{StarConfig, StarKind, Task};
 
 use super::error::ConfigError;
@@ -19,6 +19,12 @@ pub fn training(experiment: &Experiment, world_size: usize) -> Result<Vec<String
     section(batch_plan(experiment, 0, world_size))?;
     inputs(experiment)?;
     section(experiment.data.validate())?;
+    if !experiment.global_batch_size.is_multiple_of(world_size) {
+        warnings.push(format!(
+            "global_batch_size = {} does not divide by {world_size} ranks: in every step some ranks compute more than others",
+            experiment.global_batch_size
+        ));
+    }
     let text = experiment.data.task == Task::Text;
     if text && experiment.trainer.val_check_interval.is_some() && experiment.data.validation.is_none() {
         warnings.push("data.validation is not set, so there is no validation during training".to_owned());
@@ -54,7 +60,8 @@ fn inputs(experiment: &Experiment) -> Result<(), ConfigError> {
     if data.task == Task::Star {
         return Ok(());
     }
-    let needed = [("data.train", data.train.is_some()), ("data.tokenizer", data.tokenizer.is_some())];
+    let has_rows = data.train.is_some() || !data.mixture.is_empty();
+    let needed = [("data.train", has_rows), ("data.tokenizer", data.tokenizer.is_some())];
     let missing: Vec<&str> = needed.iter().filter_map(|(key, is_set)| (!is_set).then_some(*key)).collect();
     if missing.is_empty() {
         return Ok(());
@@ -68,19 +75,14 @@ fn inputs(experiment: &Experiment) -> Result<(), ConfigError> {
 ///
 /// # Errors
 ///
-/// Numbers that do not divide.
+/// More ranks than lanes.
 pub fn batch_plan(
     experiment: &Experiment,
     rank: usize,
     world_size: usize,
 ) -> Result<BatchPlan, data_pipeline::Error> {
-    BatchPlan::new(
-        experiment.global_batch_size,
-        experiment.per_device_batch_size,
-        rank,
-        world_size,
-        experiment.data.canonical_lanes,
-    )
+    let limit = MicroBatchLimit { rows: experiment.per_device_batch_size, visible_tokens: None };
+    BatchPlan::new(limit, rank, world_size, experiment.data.canonical_lanes)
 }
 
 /// The rules that a section's own crate checks.

@@ -29,6 +29,10 @@ pub struct StepRecord {
     pub useful_positions: f64,
     /// Longest time that a rank waited for data, in seconds.
     pub data_wait_s: f64,
+    /// Steps that were ready to be taken, on the rank with the fewest.
+    pub data_ready_steps: u64,
+    /// Rows of this step that were left out because they cannot be used.
+    pub skipped_rows: u64,
     /// Duration of the step in seconds.
     pub step_s: f64,
     /// Seconds to the last step at the recent pace.

@@ -8,4 +8,4 @@ mod step;
 pub use self::resume::{Incompatible, check_model, check_run, find_checkpoint};
 pub use self::save::{PeerFailed, RunFacts, save};
 pub use self::state::{TrainState, checkpoint_layout, has_average, load_weights};
-pub use self::step::{GlobalFigures, NonFinite, StepFigures, batch_view, train_step};
+pub use self::step::{DataWait, GlobalFigures, NonFinite, StepFigures, batch_view, train_step};

@@ -52,8 +52,21 @@ pub struct GlobalFigures {
     pub computed: f64,
     /// Longest wait for data of any rank.
     pub data_wait: Duration,
+    /// Steps that were ready to be taken, on the rank with the fewest.
+    pub ready_steps: u64,
+    /// Rows that were left out because they cannot be used.
+    pub skipped_rows: u64,
     /// Whether any rank was told to stop.
     pub stop: bool,
+}
+
+/// How a step got its data.
+#[derive(Debug, Clone, Copy)]
+pub struct DataWait {
+    /// The time that this rank waited.
+    pub time: Duration,
+    /// Further steps that were ready.
+    pub ready_steps: usize,
 }
 
 /// Sums over the examples of one rank's part of a global batch.
@@ -64,6 +77,7 @@ struct Sums {
     examples: f64,
     visible: f64,
     computed: f64,
+    skipped: f64,
 }
 
 /// Runs one step on this rank's part of a global batch. Gradients are summed over examples and ranks and divided once,
@@ -76,14 +90,15 @@ pub fn train_step(
     config: &Experiment,
     comm: &mut dyn Collectives,
     batch: &StepBatch,
-    data_wait: Duration,
+    data_wait: DataWait,
     stop: bool,
 ) -> anyhow::Result<StepFigures> {
     let sums = accumulate(state, config, comm.rank(), batch)?;
     comm.all_reduce("gradients", ReduceOp::Sum, state.model.arena_mut().grads_mut().into())?;
     let global = reduce_figures(comm, &sums, data_wait, stop)?;
 
-    let per_example = 1.0 / global.examples;
+    // A step whose rows were all left out has no gradient.
+    let per_example = 1.0 / global.examples.max(1.0);
     let grad_norm = norm(state.model.arena().grads()) * per_example;
     let loss = global.token_ce + global.stop_loss;
     if !(loss.is_finite() && grad_norm.is_finite()) {
@@ -99,7 +114,7 @@ pub fn train_step(
         ema.update(state.model.arena().params());
     }
     state.step += 1;
-    state.position = batch.position + config.global_batch_size as u64;
+    state.position = batch.next_position;
     Ok(StepFigures { global, grad_norm, lr })
 }
 
@@ -110,7 +125,7 @@ fn accumulate(
     rank: usize,
     batch: &StepBatch,
 ) -> anyhow::Result<Sums> {
-    let mut sums = Sums::default();
+    let mut sums = Sums { skipped: batch.skipped as f64, ..Sums::default() };
     state.model.arena_mut().grads_mut().fill(0.0);
     for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
         let dropout_seed = dropout_seed(config.seed, state.step, rank, index);
@@ -134,21 +149,26 @@ fn accumulate(
 fn reduce_figures(
     comm: &mut dyn Collectives,
     sums: &Sums,
-    data_wait: Duration,
+    data_wait: DataWait,
     stop: bool,
 ) -> Result<GlobalFigures, CommError> {
-    let mut totals = [sums.token_ce, sums.stop_loss, sums.examples, sums.visible, sums.computed];
+    let Sums { token_ce, stop_loss, examples, visible, computed, skipped } = *sums;
+    let mut totals = [token_ce, stop_loss, examples, visible, computed, skipped];
     comm.all_reduce("step sums", ReduceOp::Sum, totals[..].as_mut().into())?;
-    let mut largest = [data_wait.as_secs_f64(), f64::from(u8::from(stop))];
+    let fewest_ready = -(data_wait.ready_steps as f64);
+    let mut largest = [data_wait.time.as_secs_f64(), f64::from(u8::from(stop)), fewest_ready];
     comm.all_reduce("step flags", ReduceOp::Max, largest[..].as_mut().into())?;
-    let [token_ce, stop_loss, examples, visible, computed] = totals;
+    let [token_ce, stop_loss, examples, visible, computed, skipped] = totals;
+    let per_example = 1.0 / examples.max(1.0);
     Ok(GlobalFigures {
-        token_ce: token_ce / examples,
-        stop_loss: stop_loss / examples,
+        token_ce: token_ce * per_example,
+        stop_loss: stop_loss * per_example,
         examples,
         visible,
         computed,
         data_wait: Duration::from_secs_f64(largest[0]),
+        ready_steps: -largest[2] as u64,
+        skipped_rows: skipped as u64,
         stop: largest[1] > 0.0,
     })
 }

@@ -210,10 +210,8 @@ impl Run<'_> {
             .line(
                 "batch",
                 format!(
-                    "{} = {} per device x {world_size} ranks x {} accumulated",
-                    config.global_batch_size,
-                    config.per_device_batch_size,
-                    self.plan.accumulate()
+                    "{} over {world_size} ranks, at most {} a micro-batch",
+                    config.global_batch_size, config.per_device_batch_size
                 ),
             )
             .line("steps", format!("{} of {} done", state.step, config.trainer.max_steps))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoints::Store;
-use data_pipeline::{GlobalOrder, TrainLoader};
+use data_pipeline::{BatchPool, LoaderOptions, Schedule, TrainLoader, TrainStream};
 
 use super::Run;
 use crate::comm::Collectives;
@@ -13,7 +13,7 @@ use crate::exit;
 use crate::run_dir::JsonLines;
 use crate::say;
 use crate::telemetry::{Progress, StepRecord};
-use crate::train::{RunFacts, StepFigures, TrainState, save, train_step};
+use crate::train::{DataWait, RunFacts, StepFigures, TrainState, save, train_step};
 
 /// The steps of one start of a run.
 pub(super) struct Steps<'a, 'b> {
@@ -27,17 +27,19 @@ impl Steps<'_, '_> {
     /// Runs to the last step or to a signal; the result is the exit code.
     pub(super) fn run(&mut self, state: &mut TrainState) -> anyhow::Result<i32> {
         let config = self.run.config();
-        let mut loader = self.loader(state.position)?;
+        let schedule = config.data.schedule(config.global_batch_size, self.run.dataset.len())?;
+        let mut loader = self.loader(schedule.clone(), state.position)?;
         let mut view = self.view(state.step)?;
         while state.step < config.trainer.max_steps {
             let started = Instant::now();
-            let batch = loader.next()?;
-            let waited = started.elapsed();
+            let Some(batch) = loader.next()? else { break };
+            let waited = DataWait { time: started.elapsed(), ready_steps: loader.figures().ready_steps };
             let figures = train_step(state, config, self.comm, &batch, waited, self.run.stop.is_set())?;
             if let Some(view) = &mut view {
                 view.show(&self.record(state, &figures, started.elapsed()))?;
             }
-            let finished = state.step == config.trainer.max_steps;
+            let finished = state.step == config.trainer.max_steps
+                || schedule.step(state.position).is_none();
             if finished || figures.global.stop || state.step.is_multiple_of(config.checkpoint.every_n_steps) {
                 self.save(state, view.as_ref())?;
             }
@@ -59,25 +61,23 @@ impl Steps<'_, '_> {
         Ok(exit::OK)
     }
 
-    fn loader(&self, position: u64) -> anyhow::Result<TrainLoader> {
+    fn loader(&self, schedule: Schedule, position: u64) -> anyhow::Result<TrainLoader> {
         let run = self.run;
         let data = &run.config().data;
-        let order = if data.shuffle {
-            GlobalOrder::new(run.dataset.groups(), run.config().seed, data.window_groups)?
-        } else {
-            GlobalOrder::sequential(run.dataset.groups())?
+        let stream = TrainStream {
+            dataset: Arc::clone(&run.dataset),
+            collator: run.assembly.collator(run.config())?,
+            order: data.order(run.dataset.as_ref(), run.config().seed)?,
+            schedule,
+            plan: run.plan,
         };
-        let collator = run.assembly.collator(run.config())?;
-        let dataset = Arc::clone(&run.dataset);
-        Ok(TrainLoader::spawn(
-            dataset,
-            collator,
-            order,
-            run.plan,
-            position,
-            data.threads,
-            data.prefetch_steps,
-        )?)
+        let options = LoaderOptions {
+            threads: data.threads,
+            prefetch_steps: data.prefetch_steps,
+            read_ahead_steps: data.read_ahead_steps,
+            pool: Arc::new(BatchPool::default()),
+        };
+        Ok(TrainLoader::spawn(stream, position, options)?)
     }
 
     /// Only rank 0 shows and writes figures.
@@ -109,6 +109,8 @@ impl Steps<'_, '_> {
             tokens_per_s: global.visible / step_s,
             useful_positions: global.visible / global.computed,
             data_wait_s: global.data_wait.as_secs_f64(),
+            data_ready_steps: global.ready_steps,
+            skipped_rows: global.skipped_rows,
             step_s,
             eta_s: 0.0,
         }
