@@ -33,7 +33,9 @@ impl Concat {
         let mut end = 0u64;
         for (name, weight, source) in &sources {
             if parts.iter().any(|part| part.name == *name) {
-                return Err(Error::Setting(format!("data.mixture has two sources named '{name}'; rename one")));
+                return Err(Error::Setting(format!(
+                    "data.mixture has two sources named '{name}'; rename one"
+                )));
             }
             // The weights decide which rows a position stands for, as the rows themselves do.
             hash.update(format!("{name:?} {weight} {}\n", source.fingerprint()).as_bytes());
@@ -70,8 +72,7 @@ impl Dataset for Concat {
     }
 
     fn example(&self, row: u64) -> Result<Option<Example>> {
-        let (source, row) =
-            self.locate(row).ok_or_else(|| Error::RowOutOfRange { row, len: self.len() })?;
+        let (source, row) = self.locate(row).ok_or_else(|| Error::RowOutOfRange { row, len: self.len() })?;
         self.sources[source].example(row)
     }
 

@@ -115,7 +115,9 @@ impl<B: Send + 'static> EvalLoader<B> {
             )));
         }
         let jobs = 0..plan.batches();
-        let ahead = ReadAhead::spawn(dataset.clone(), jobs.clone(), prefetch, move |index| plan.batch(index).collect())?;
+        let ahead = ReadAhead::spawn(dataset.clone(), jobs.clone(), prefetch, move |index| {
+            plan.batch(index).collect()
+        })?;
         let tickets = ahead.tickets();
         let make = move |index: u64, stop: &Stop<'_>| {
             tickets.wait();

@@ -57,7 +57,9 @@ impl DataConfig {
         }
         for (name, value) in [("epochs", self.epochs), ("max_samples", self.max_samples)] {
             if value == Some(0) {
-                return Err(Error::Setting(format!("data.{name} = 0 ends before the first step; use at least 1")));
+                return Err(Error::Setting(format!(
+                    "data.{name} = 0 ends before the first step; use at least 1"
+                )));
             }
         }
         self.validate_mixture()?;

@@ -1,6 +1,8 @@
 //! A keyed permutation of `0..n` without a table: every value is computed alone, in constant expected time.
 
-const ROUNDS: usize = 6;
+/// Even. With 6 rounds pairs of images of fewer than 33 were 5 to 35 % off their chance (root mean square), with 10 the
+/// pairs of more than 8 are within 1 %.
+const ROUNDS: usize = 10;
 
 /// A Feistel network on the bits of `n - 1`, walked until the value falls below `n` (at most two walks on average,
 /// since the network's domain is less than twice `n`).
@@ -93,26 +95,32 @@ mod tests {
     }
 
     #[test]
-    fn images_are_uniform_over_seeds() {
-        // Where index 3 of 20 lands, and how far apart the images of neighbours are: both uniform.
-        for n in [5u64, 20, 33] {
+    fn images_are_uniform_over_keys() {
+        // Where index 3 lands, and where the pair of 3 and 4 lands.
+        for n in [9u64, 16, 20, 33] {
             let mut place = vec![0f64; n as usize];
-            let mut gap = vec![0f64; n as usize];
-            let seeds = 2000 * n;
-            for seed in 0..seeds {
-                let permutation = Permutation::new(n, subkey(5, seed));
+            let mut pair = vec![0f64; (n * n) as usize];
+            let keys = 100_000;
+            for key in 0..keys {
+                let permutation = Permutation::new(n, subkey(5, key));
                 let (a, b) = (permutation.apply(3), permutation.apply(4));
                 place[a as usize] += 1.0;
-                gap[((b + n - a) % n) as usize] += 1.0;
+                pair[(a * n + b) as usize] += 1.0;
             }
-            // Mean d, deviation sqrt(2d): five deviations above the mean.
-            let bound = |d: f64| d + 5.0 * (2.0 * d).sqrt();
-            let chi_square: f64 = place.iter().map(|c| (c - 2000.0).powi(2) / 2000.0).sum();
-            assert!(chi_square < bound(n as f64 - 1.0), "n {n}: {chi_square}");
-            assert_eq!(gap[0], 0.0);
-            let expected = seeds as f64 / (n as f64 - 1.0);
-            let chi_square: f64 = gap[1..].iter().map(|c| (c - expected).powi(2) / expected).sum();
-            assert!(chi_square < bound(n as f64 - 2.0), "gaps of n {n}: {chi_square}");
+            let chi_square = |counts: &[f64]| {
+                let expected = keys as f64 / counts.len() as f64;
+                let sum: f64 = counts.iter().map(|count| (count - expected).powi(2) / expected).sum();
+                // Mean d, deviation sqrt(2d): five deviations above the mean.
+                let degrees = counts.len() as f64 - 1.0;
+                (sum, degrees + 5.0 * (2.0 * degrees).sqrt())
+            };
+            let (twice, pair): (Vec<_>, Vec<_>) =
+                pair.into_iter().enumerate().partition(|(i, _)| i % (n as usize + 1) == 0);
+            assert!(twice.iter().all(|(_, count)| *count == 0.0));
+            let pair: Vec<f64> = pair.into_iter().map(|(_, count)| count).collect();
+            for (found, bound) in [chi_square(&place), chi_square(&pair)] {
+                assert!(found < bound, "n {n}: {found} of {bound}");
+            }
         }
     }
 }

@@ -149,8 +149,10 @@ mod tests {
     fn every_job_has_a_ticket_and_the_end_stops_no_one() {
         let told = Arc::new(Told(Mutex::default()));
         for steps in [0, 1, 100] {
-            let tickets = ReadAhead::spawn(told.clone(), 0..20u64, steps, |_| vec![1]).unwrap().tickets();
+            let ahead = ReadAhead::spawn(told.clone(), 0..20u64, steps, |_| vec![1]).unwrap();
+            let tickets = ahead.tickets();
             (0..30).for_each(|_| tickets.wait());
+            drop(tickets);
         }
         assert_eq!(told.0.lock().unwrap().len(), 40);
     }

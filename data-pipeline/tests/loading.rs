@@ -2,15 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
+mod streams;
+
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
 };
 
 use data_pipeline::{
-    BatchPlan, Collator, Dataset, Error, EvalLoader, EvalPlan, Example, GlobalOrder, KeyedDrops, PackedBatch,
-    Result, Split, StarConfig, StarDataset, StepBatch, Tokenizer, TrainLoader,
+    DataConfig, Dataset, Error, EvalLoader, EvalPlan, Example, LoaderOptions, PackedBatch, Result, Split,
+    StarConfig, StarDataset, StepBatch, TrainLoader, TrainStream,
 };
+use streams::{Rows, Run, collator, step_rows};
 use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
@@ -22,105 +25,48 @@ fn star(train_size: u64) -> Arc<dyn Dataset> {
     Arc::new(StarDataset::new(&config, Split::Train, 1).unwrap())
 }
 
-fn collator() -> Collator {
-    Collator::seq2seq(Some(28), 14, Tokenizer::numbers(20).special(), Arc::new(KeyedDrops::new(1))).unwrap()
-}
-
-struct Run {
-    rank: usize,
-    world: usize,
-    per_device: usize,
-    threads: usize,
-    prefetch: usize,
-    start: u64,
-}
-
-const ALONE: Run = Run { rank: 0, world: 1, per_device: 16, threads: 2, prefetch: 3, start: 0 };
 const GLOBAL: u64 = 64;
 
-fn loader(dataset: &Arc<dyn Dataset>, run: Run) -> TrainLoader {
-    let order = GlobalOrder::new(dataset.groups(), 1, 4).unwrap();
-    let plan = BatchPlan::new(GLOBAL as usize, run.per_device, run.rank, run.world, 64).unwrap();
-    TrainLoader::spawn(dataset.clone(), collator(), order, plan, run.start, run.threads, run.prefetch)
-        .unwrap()
+fn alone() -> Run {
+    Run::alone(GLOBAL as usize)
+}
+
+fn with_threads(threads: usize, prefetch_steps: usize) -> Run {
+    Run { data: DataConfig { threads, prefetch_steps, ..DataConfig::default() }, ..alone() }
 }
 
 fn steps(dataset: &Arc<dyn Dataset>, run: Run, count: usize) -> Vec<StepBatch> {
-    let mut loader = loader(dataset, run);
-    (0..count).map(|_| loader.next().unwrap()).collect()
-}
-
-/// Sample id, visible ids, and targets as (place, id, count).
-type PlainRow = (u64, Vec<i64>, Vec<(i64, i64, i64)>);
-
-/// The rows of a batch as a set that can be compared over ranks.
-fn rows(batch: &PackedBatch) -> Vec<PlainRow> {
-    (0..batch.rows())
-        .map(|row| {
-            let range = batch.row_ptr[row] as usize..batch.row_ptr[row + 1] as usize;
-            let gaps = range.clone().flat_map(|at| {
-                let gap = batch.tgt_ptr[at] as usize..batch.tgt_ptr[at + 1] as usize;
-                gap.map(move |entry| (batch.positions[at], batch.tgt_ids[entry], batch.tgt_counts[entry]))
-            });
-            (batch.sample_ids[row], batch.tokens[range.clone()].to_vec(), gaps.collect())
-        })
-        .collect()
-}
-
-fn step_rows<'a>(steps: impl IntoIterator<Item = &'a StepBatch>) -> Vec<PlainRow> {
-    let mut all: Vec<_> =
-        steps.into_iter().flat_map(|step| step.micro_batches.iter().flat_map(rows)).collect();
-    all.sort();
-    all
-}
-
-#[test]
-fn every_world_size_sees_the_same_global_batches() {
-    let dataset = star(500);
-    // Past the end of an epoch (500 rows are 7.8 steps).
-    let alone = steps(&dataset, ALONE, 12);
-    for world in [2, 4, 8, 64] {
-        let ranks: Vec<Vec<StepBatch>> = (0..world)
-            .map(|rank| {
-                let run = Run { rank, world, per_device: 64 / world / 2_usize.min(64 / world), ..ALONE };
-                steps(&dataset, run, 12)
-            })
-            .collect();
-        for step in 0..12 {
-            let parts = ranks.iter().map(|rank| &rank[step]);
-            assert_eq!(step_rows(parts), step_rows([&alone[step]]), "world {world}, step {step}");
-        }
-    }
+    run.steps(dataset, count)
 }
 
 #[test]
 fn threads_and_prefetch_change_nothing_and_micro_batches_have_the_plan_s_size() {
     let dataset = star(300);
-    let wanted = steps(&dataset, ALONE, 6);
+    let wanted = steps(&dataset, alone(), 6);
     for (index, step) in wanted.iter().enumerate() {
         assert_eq!(step.position, index as u64 * GLOBAL);
         assert_eq!(step.micro_batches.len(), 4);
         assert!(step.micro_batches.iter().all(|batch| batch.rows() == 16));
     }
     for (threads, prefetch) in [(1, 1), (3, 1), (5, 7), (1, 0)] {
-        assert_eq!(steps(&dataset, Run { threads, prefetch, ..ALONE }, 6), wanted);
+        assert_eq!(steps(&dataset, with_threads(threads, prefetch), 6), wanted);
     }
 }
 
 #[test]
 fn a_restart_continues_the_stream() {
     let dataset = star(300);
-    let whole = steps(&dataset, ALONE, 10);
+    let whole = steps(&dataset, alone(), 10);
     for resumed in [1usize, 4, 7] {
         let start = whole[resumed].position;
-        assert_eq!(steps(&dataset, Run { start, ..ALONE }, 10 - resumed), whole[resumed..]);
+        assert_eq!(steps(&dataset, Run { start, ..alone() }, 10 - resumed), whole[resumed..]);
     }
 }
 
 #[test]
 fn an_epoch_has_every_row_once_and_the_next_drops_anew() {
     let dataset = star(128);
-    let whole = steps(&dataset, ALONE, 4);
+    let whole = steps(&dataset, alone(), 4);
     let (first, second) = (step_rows(&whole[..2]), step_rows(&whole[2..]));
     let ids = |rows: &[(u64, Vec<i64>, _)]| rows.iter().map(|row| row.0).collect::<Vec<_>>();
     assert_eq!(ids(&first), (0..128).collect::<Vec<_>>());
@@ -151,14 +97,15 @@ impl Dataset for Broken {
 fn an_error_comes_at_its_step_and_stops_the_loader() {
     let dataset: Arc<dyn Dataset> = Arc::new(Broken(star(1000), 200));
     for threads in [1, 4] {
-        let order = GlobalOrder::sequential(dataset.groups()).unwrap();
-        let plan = BatchPlan::new(64, 16, 0, 1, 64).unwrap();
-        let mut loader = TrainLoader::spawn(dataset.clone(), collator(), order, plan, 0, threads, 2).unwrap();
+        let data = DataConfig { shuffle: false, threads, prefetch_steps: 2, ..DataConfig::default() };
+        let mut loader = Run { data, ..alone() }.loader(&dataset);
         for _ in 0..3 {
-            loader.next().unwrap();
+            assert!(loader.next().unwrap().is_some());
         }
         assert!(matches!(loader.next(), Err(Error::RowOutOfRange { row: 200, .. })));
-        assert!(loader.next().is_err());
+        for _ in 0..5 {
+            assert!(matches!(loader.next(), Err(Error::LoaderStopped)));
+        }
     }
     let plan = EvalPlan::new(1000, 64, 0, 1).unwrap();
     let results: Vec<bool> =
@@ -170,7 +117,7 @@ fn an_error_comes_at_its_step_and_stops_the_loader() {
 fn dropping_a_loader_early_ends_its_threads() {
     let dataset = star(1000);
     for _ in 0..20 {
-        let mut loader = loader(&dataset, Run { threads: 4, prefetch: 8, ..ALONE });
+        let mut loader = with_threads(4, 8).loader(&dataset);
         loader.next().unwrap();
         drop(loader);
         assert_eq!(Arc::strong_count(&dataset), 1, "a data thread is left");
@@ -180,9 +127,9 @@ fn dropping_a_loader_early_ends_its_threads() {
 #[test]
 fn orders_and_plans_of_another_data_set_are_refused() {
     let dataset = star(100);
-    let order = GlobalOrder::sequential(&[99]).unwrap();
-    let plan = BatchPlan::new(64, 16, 0, 1, 64).unwrap();
-    assert!(TrainLoader::spawn(dataset.clone(), collator(), order, plan, 0, 1, 1).err().unwrap().is_config());
+    let stream = TrainStream { order: alone().stream(&star(99)).order, ..alone().stream(&dataset) };
+    let options = LoaderOptions { threads: 1, prefetch_steps: 1, read_ahead_steps: 0, pool: Arc::default() };
+    assert!(TrainLoader::spawn(stream, 0, options).err().unwrap().is_config());
     let plan = EvalPlan::new(99, 10, 0, 1).unwrap();
     assert!(EvalLoader::packed(dataset, collator(), plan, 1, 1).err().unwrap().is_config());
 }
@@ -204,6 +151,40 @@ fn evaluation_has_every_row_once_in_order_with_the_same_drops_for_every_world() 
         ids.sort_unstable();
         assert!(ids.into_iter().eq(index as u64 * 16..(index as u64 * 16 + 16).min(100)));
     }
+}
+
+#[test]
+fn evaluation_leaves_out_rows_and_batches_that_cannot_be_used_and_may_be_cut_short() {
+    let dataset: Arc<dyn Dataset> =
+        Rows::new("holes", &[30, 20], |row| row % 3 == 0 || (16..24).contains(&row));
+    let ids = |limit| {
+        let plan = EvalPlan::new(50, 8, 0, 1).unwrap().limited_to(limit);
+        let batches = EvalLoader::packed(dataset.clone(), collator(), plan, 2, 2).unwrap();
+        let mut ids: Vec<u64> = batches.flat_map(|batch| batch.unwrap().sample_ids).collect();
+        ids.sort_unstable();
+        ids
+    };
+    let wanted: Vec<u64> = (0..50).filter(|row| row % 3 != 0 && !(16..24).contains(row)).collect();
+    assert_eq!(ids(1000), wanted);
+    assert_eq!(ids(11), wanted[..7]);
+    let plan = EvalPlan::new(50, 8, 2, 7).unwrap();
+    assert_eq!(
+        EvalLoader::packed(dataset, collator(), plan, 2, 2).unwrap().count(),
+        0,
+        "all rows of 16..24 are skipped"
+    );
+}
+
+#[test]
+fn figures_tell_how_far_the_loader_is_ahead() {
+    let data = DataConfig { max_samples: Some(5 * GLOBAL), prefetch_steps: 5, ..DataConfig::default() };
+    let mut loader = Run { data, ..alone() }.loader(&star(500));
+    while loader.figures().ready_steps < 5 {
+        std::thread::yield_now();
+    }
+    loader.next().unwrap();
+    assert_eq!(loader.figures().ready_steps, 4);
+    assert_eq!(loader.figures().announced_steps, 0);
 }
 
 #[test]
@@ -264,7 +245,7 @@ fn drop_lines_are_equal_for_every_world_size() {
     tracing::subscriber::set_global_default(Lines(lines.clone())).unwrap();
     let of_world = |world: usize| {
         for rank in 0..world {
-            let run = Run { rank, world, per_device: 16, threads: 1, prefetch: 1, start: 0 };
+            let run = Run { rank, world, ..with_threads(1, 1) };
             steps(&dataset, run, 2);
         }
         let all = std::mem::take(&mut *lines.lock().unwrap());

@@ -4,7 +4,7 @@ use rand_chacha::rand_core::Rng;
 
 use crate::{
     permutation::{Permutation, subkey},
-    random::{Purpose, keyed_rng},
+    random::{Purpose, keyed_rng, shuffle},
 };
 
 /// The groups of one epoch in their order. 12 bytes a group.
@@ -23,9 +23,9 @@ impl EpochOrder {
     /// `group_starts` has the first row of every group and the end of the last one.
     pub fn new(epoch: u64, seed: u64, source: u64, window_groups: usize, group_starts: &[u64]) -> Self {
         let count = group_starts.len() - 1;
-        let draw = |purpose| keyed_rng(seed, purpose, epoch, source).next_u64();
-        let permutation = Permutation::new(count as u64, draw(Purpose::GroupOrder));
-        let groups: Vec<u32> = (0..count as u64).map(|place| permutation.apply(place) as u32).collect();
+        let rng = |purpose| keyed_rng(seed, purpose, epoch, source);
+        let mut groups: Vec<u32> = (0..count as u32).collect();
+        shuffle(&mut rng(Purpose::GroupOrder), &mut groups);
         let mut starts = Vec::with_capacity(count + 1);
         let mut rows = 0;
         starts.push(0);
@@ -33,7 +33,7 @@ impl EpochOrder {
             rows += group_starts[group as usize + 1] - group_starts[group as usize];
             starts.push(rows);
         }
-        Self { epoch, window_groups, window_key: draw(Purpose::WindowOrder), groups, starts }
+        Self { epoch, window_groups, window_key: rng(Purpose::WindowOrder).next_u64(), groups, starts }
     }
 
     /// The row at a place of the epoch, which must be below the number of rows.

@@ -59,7 +59,8 @@ impl GlobalOrder {
     /// # Errors
     /// [`Error::Setting`] when the data set or one of its parts has no rows, or a setting is zero.
     pub fn new(dataset: &dyn Dataset, settings: OrderSettings) -> Result<Self> {
-        for (name, value) in [("window_groups", settings.window_groups), ("canonical_lanes", settings.lanes)] {
+        for (name, value) in [("window_groups", settings.window_groups), ("canonical_lanes", settings.lanes)]
+        {
             if value == 0 {
                 return Err(Error::Setting(format!("data.{name} = 0 makes no sense; use at least 1")));
             }
@@ -70,8 +71,11 @@ impl GlobalOrder {
         let parts = dataset.parts();
         let starts = prefix_sums(dataset.groups())?;
         let sources = parts.iter().enumerate().map(|(index, part)| {
-            let starts = starts.get(part.groups.start..=part.groups.end).filter(|starts| starts.first() < starts.last());
-            let starts = starts.ok_or_else(|| Error::Setting(format!("the source '{}' has no rows", part.name)))?;
+            let starts = starts
+                .get(part.groups.start..=part.groups.end)
+                .filter(|starts| starts.first() < starts.last());
+            let starts =
+                starts.ok_or_else(|| Error::Setting(format!("the source '{}' has no rows", part.name)))?;
             let shuffle = Shuffle::new(settings.seed, index as u64, settings.window_groups);
             let shuffle = settings.shuffle.then_some(shuffle);
             Ok(SourceOrder::new(starts.to_vec(), settings.lanes as u64, shuffle))
@@ -116,7 +120,8 @@ impl GlobalOrder {
         let sources = self.names.iter().zip(&self.sources).enumerate();
         sources
             .map(|(index, (name, source))| {
-                let samples = self.mixture.as_ref().map_or(position, |mixture| mixture.samples(index, position));
+                let samples =
+                    self.mixture.as_ref().map_or(position, |mixture| mixture.samples(index, position));
                 SourceProgress { name: name.clone(), samples, epochs: samples as f64 / source.len() as f64 }
             })
             .collect()
