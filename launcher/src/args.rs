@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Starts and watches the ranks of ilm-worker.
 #[derive(Debug, Parser)]
@@ -16,7 +17,7 @@ pub struct Args {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Start ranks on this machine and wait for them.
+    /// Start ranks, wait for them, and start them again if that may help.
     ///
     /// SIGUSR1, SIGTERM and SIGINT ask the ranks to save a checkpoint and stop; a second SIGTERM or SIGINT ends
     /// them at once.
@@ -36,6 +37,18 @@ pub struct RunArgs {
     /// Which cores a rank may use.
     #[arg(long, value_enum, default_value_t = CpuBind::None)]
     pub cpu_bind: CpuBind,
+    /// Restarts after a killed rank, a hang, failed communication, a panic or a failed mpirun; the worker resumes from
+    /// its newest checkpoint. Counted anew whenever a checkpoint was saved. Never after errors of usage, data,
+    /// checkpoint or loss, nor when the launcher was told to stop.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub max_restarts: u32,
+    /// Wait before the first restart; each further one without a new checkpoint doubles it, up to five minutes.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub restart_delay: Duration,
+    /// Ends the run, with code 5, when the heartbeat of a rank in DIR/heartbeats (DIR as in --run-dir DIR of the worker)
+    /// has not changed for so long; 0 never does. Ranks without a heartbeat are not watched.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub hang_timeout: u64,
     /// The worker; otherwise the ilm-worker beside this executable, otherwise the one in PATH.
     #[arg(long, value_name = "PATH")]
     pub worker: Option<PathBuf>,
@@ -65,11 +78,22 @@ pub struct RankArgs {
     /// Cores of its own for each rank; 0 leaves it on all of the launcher's.
     #[arg(long)]
     pub cores: usize,
+    /// Where the worker's heartbeat is.
+    #[arg(long)]
+    pub run_dir: Option<PathBuf>,
+    /// Seconds for which that may stand still.
+    #[arg(long, default_value_t = 0)]
+    pub hang_timeout: u64,
     /// The worker.
     pub worker: PathBuf,
     /// Its arguments.
     #[arg(last = true)]
     pub worker_args: Vec<OsString>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(number).map_err(|error| error.to_string())
 }
 
 const EXIT_CODES: &str = "\

@@ -7,6 +7,9 @@ use std::fmt;
 /// Exit code of a worker that saved a checkpoint because it was asked to end.
 pub const PREEMPTED: i32 = 75;
 
+/// Exit code of failed communication between ranks; a rank that hangs is reported as one.
+const COMMUNICATION: i32 = 5;
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -20,6 +23,13 @@ pub enum Outcome {
         rank: usize,
         /// How.
         ending: Ending,
+    },
+    /// This rank gave no sign of life any more, so that the run was ended.
+    RankHangs {
+        /// Which.
+        rank: usize,
+        /// For how long its heartbeat had not changed.
+        seconds: u64,
     },
     /// No rank failed, but mpirun did.
     MpirunFailed(Ending),
@@ -48,12 +58,21 @@ impl Outcome {
         }
     }
 
+    /// The rank to blame, if it is one.
+    pub fn blamed(self) -> Option<usize> {
+        match self {
+            Self::RankFailed { rank, .. } | Self::RankHangs { rank, .. } => Some(rank),
+            _ => None,
+        }
+    }
+
     /// The launcher's exit code, see the crate's table.
     pub fn code(self) -> u8 {
         match self {
             Self::Finished => 0,
             Self::Preempted => Ending::Exit(PREEMPTED).code(),
             Self::RankFailed { ending, .. } | Self::MpirunFailed(ending) => ending.code(),
+            Self::RankHangs { .. } => Ending::Exit(COMMUNICATION).code(),
             Self::Aborted { signal } => Ending::Signal(signal).code(),
         }
     }
@@ -68,6 +87,12 @@ impl fmt::Display for Outcome {
                 "stopped after saving a checkpoint (exit code 75); the same command goes on from it"
             ),
             Self::RankFailed { rank, ending } => write!(f, "rank {rank} failed first: {ending}"),
+            Self::RankHangs { rank, seconds } => {
+                write!(
+                    f,
+                    "rank {rank} hangs: its heartbeat has not changed for {seconds} s; the run was ended"
+                )
+            }
             Self::MpirunFailed(ending) => write!(f, "mpirun failed, though no rank did: {ending}"),
             Self::Aborted { signal } => {
                 write!(f, "ended by a second {} without saving", signal_name(*signal))
@@ -93,7 +118,7 @@ fn meaning(code: i32) -> Option<&'static str> {
         2 => "usage or configuration",
         3 => "data",
         4 => "checkpoint",
-        5 => "communication between ranks",
+        COMMUNICATION => "communication between ranks",
         6 => "non-finite loss",
         PREEMPTED => "preempted",
         101 => "panic",
@@ -133,6 +158,8 @@ mod tests {
         let data = Outcome::RankFailed { rank: 0, ending: Exit(3) };
         assert_eq!((data.code(), data.to_string().as_str()), (3, "rank 0 failed first: exit code 3 (data)"));
         assert_eq!(Outcome::Preempted.code(), 75);
+        let hangs = Outcome::RankHangs { rank: 1, seconds: 600 };
+        assert_eq!((hangs.code(), hangs.blamed()), (5, Some(1)));
         let aborted = Outcome::Aborted { signal: 2 };
         assert_eq!(
             (aborted.code(), aborted.to_string().as_str()),

@@ -3,6 +3,7 @@
 use crate::args::{CpuBind, RunArgs};
 use crate::error::{Error, Result};
 use crate::machine;
+use crate::restart::RestartPolicy;
 use crate::session::Session;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What will be started.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RunPlan {
     /// Number of ranks, at least 1.
     pub ranks: usize,
@@ -28,6 +29,10 @@ pub struct RunPlan {
     pub worker_args: Vec<OsString>,
     /// Run directory named by the worker's arguments.
     pub run_dir: Option<PathBuf>,
+    /// Seconds for which a heartbeat may stand still; 0: for ever.
+    pub hang_timeout: u64,
+    /// When to start again.
+    pub restarts: RestartPolicy,
 }
 
 impl RunPlan {
@@ -47,6 +52,8 @@ impl RunPlan {
             worker: find_worker(args.worker, &wrapper)?,
             wrapper,
             run_dir: run_dir(&args.worker_args),
+            hang_timeout: args.hang_timeout,
+            restarts: RestartPolicy { most: args.max_restarts, delay: args.restart_delay },
             worker_args: args.worker_args,
         })
     }
@@ -73,10 +80,16 @@ impl RunPlan {
         }
         // mpirun's own default is one core a rank for 1 and 2 ranks, even outside this process's affinity mask.
         command.args(["--bind-to", "none"]);
+        // Its files go with the session, even if mpirun has no time to remove them.
+        command.args(["--mca", "orte_tmpdir_base"]).arg(session.folder());
         command.arg(&self.wrapper).arg("rank");
         command.arg("--events").arg(session.pipe());
         command.arg("--logs").arg(self.logs(session));
         command.arg("--cores").arg(self.cores_per_rank.to_string());
+        if let (Some(run_dir), 1..) = (&self.run_dir, self.hang_timeout) {
+            command.arg("--run-dir").arg(run_dir);
+            command.arg("--hang-timeout").arg(self.hang_timeout.to_string());
+        }
         command.arg(&self.worker).arg("--").args(&self.worker_args);
         command
     }
@@ -121,6 +134,7 @@ fn run_dir(worker_args: &[OsString]) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn os(args: &[&str]) -> Vec<OsString> {
         args.iter().map(OsString::from).collect()
@@ -136,6 +150,8 @@ mod tests {
             worker: "/bin/ilm-worker".into(),
             worker_args: os(&["train", "--run-dir", "runs/a", "trainer.max_steps=3"]),
             run_dir: Some("runs/a".into()),
+            hang_timeout: 600,
+            restarts: RestartPolicy { most: 0, delay: Duration::ZERO },
         }
     }
 
@@ -160,7 +176,7 @@ mod tests {
         let (session, _reader) = Session::create().unwrap();
         let command = plan(8, true).command(&session);
         let words: Vec<_> = command.get_args().map(|word| word.to_str().unwrap()).collect();
-        assert_eq!(words[..6], ["-n", "8", "--oversubscribe", "--bind-to", "none", "/bin/ilm-launch"]);
+        assert_eq!(words[..5], ["-n", "8", "--oversubscribe", "--bind-to", "none"]);
         let worker = words.iter().position(|word| *word == "/bin/ilm-worker").unwrap();
         assert_eq!(words[worker + 1..], ["--", "train", "--run-dir", "runs/a", "trainer.max_steps=3"]);
         assert!(words.contains(&"runs/a/logs"));

@@ -4,8 +4,9 @@
 use crate::args::RankArgs;
 use crate::error::{Error, Result};
 use crate::event::{Ending, Event, Happening, MAX_PIECE, Stream};
+use crate::heartbeat::{self, unix_ms};
 use crate::outcome::PREEMPTED;
-use crate::{machine, process, session};
+use crate::{leftovers, machine, process, session};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgrp, setpgid};
@@ -18,13 +19,16 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 /// Where MPI and Slurm say which rank a process is.
 const RANK_VARIABLES: [&str; 4] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"];
 
 /// How long output is still read after the worker's end, in case a process it left behind holds it open.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// How often the heartbeat is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs the worker and gives the exit code for mpirun: the worker's own, or 128 + signal.
 ///
@@ -44,8 +48,10 @@ pub fn run(args: &RankArgs) -> Result<u8> {
     let mut command = Command::new(&args.worker);
     command.args(&args.worker_args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     process::die_with_parent(&mut command, Signal::SIGKILL);
+    let began = unix_ms(SystemTime::now());
     let mut worker = command.spawn().map_err(Error::io("start", &args.worker))?;
-    reporter.tell(Happening::Started);
+    reporter.tell(Happening::Started { job: job() });
+    watch_heartbeat(&reporter, args, began);
 
     let (reading, all_read) = mpsc::channel();
     if let Some(output) = worker.stdout.take() {
@@ -66,6 +72,30 @@ fn own_rank() -> Result<usize> {
         .iter()
         .find_map(|name| std::env::var(name).ok()?.parse().ok())
         .ok_or_else(|| Error::NoRank { variables: RANK_VARIABLES.join(", ") })
+}
+
+/// Open MPI's number of this job.
+fn job() -> Option<u32> {
+    std::env::var(leftovers::JOB_VARIABLE).ok()?.parse().ok()
+}
+
+/// Tells the launcher, once, when the heartbeat that the worker writes after `began` has stood still for too long.
+///
+/// Only changes are looked at, by this process's own clock: so a clock that is set or differs does no harm.
+fn watch_heartbeat(reporter: &Arc<Reporter>, args: &RankArgs, began: u64) {
+    let (Some(run_dir), limit @ 1..) = (args.run_dir.clone(), args.hang_timeout) else { return };
+    let reporter = Arc::clone(reporter);
+    thread::spawn(move || {
+        let mut last = (None, Instant::now());
+        while last.0.is_none() || last.1.elapsed() < Duration::from_secs(limit) {
+            thread::sleep(LOOK_AGAIN);
+            let beat = heartbeat::read(&run_dir, reporter.rank, began);
+            if beat.is_some() && beat != last.0 {
+                last = (beat, Instant::now());
+            }
+        }
+        reporter.tell(Happening::Hangs(limit));
+    });
 }
 
 /// Restricts this process, and so the worker, to the cores `rank * cores ..` of the usable ones.
@@ -94,7 +124,11 @@ fn end_with_others(reporter: &Arc<Reporter>) -> io::Result<()> {
     let reporter = Arc::clone(reporter);
     thread::Builder::new().name("ilm-launch-alive".into()).spawn(move || {
         wait_for_either(&reporter.pipe, &mpirun_gone);
-        // With the launcher or mpirun gone nobody would see the worker through.
+        // With the launcher or mpirun gone nobody would see the worker through, or remove what it shares with others:
+        // it needs the name of that no more.
+        if let Some(job) = job() {
+            leftovers::remove_segments(job);
+        }
         let _ = killpg(getpgrp(), Signal::SIGKILL);
     })?;
     Ok(())

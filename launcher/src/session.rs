@@ -125,7 +125,7 @@ mod tests {
     fn events_pass_and_the_folder_goes() {
         let (mut session, reader) = Session::create().unwrap();
         let folder = session.folder().to_path_buf();
-        let started = |rank| Event { rank, what: Happening::Started };
+        let started = |rank| Event { rank, what: Happening::Started { job: None } };
         let pipe = open_for_events(&session.pipe()).unwrap();
         for rank in [2, 0] {
             started(rank).send(&pipe).unwrap();

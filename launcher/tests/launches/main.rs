@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on has to fail its test")]
 
 mod endings;
+mod heartbeats;
 mod output;
+mod restarts;
 mod signals;
 mod support;
