@@ -22,6 +22,8 @@ pub enum Command {
     /// SIGUSR1, SIGTERM and SIGINT ask the ranks to save a checkpoint and stop; a second SIGTERM or SIGINT ends
     /// them at once.
     Run(RunArgs),
+    /// Say how a run is: ranks, step, speed, loss, checkpoint and last end, from its run directory.
+    Status(StatusArgs),
     /// The wrapper around one rank; `run` has it started by mpirun.
     #[command(hide = true)]
     Rank(RankArgs),
@@ -89,6 +91,20 @@ pub struct RankArgs {
     /// Its arguments.
     #[arg(last = true)]
     pub worker_args: Vec<OsString>,
+}
+
+/// Arguments of `ilm-launch status`.
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// The run directory.
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Age from which on a heartbeat is stale.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub stale_after: u64,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

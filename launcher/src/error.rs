@@ -34,6 +34,12 @@ pub enum Error {
         /// The launcher's own folder.
         beside: PathBuf,
     },
+    /// `status --run-dir` names no directory.
+    #[error("--run-dir {} is not a directory; name the folder that holds the run's config.toml", path.display())]
+    NoRunDir {
+        /// As given.
+        path: PathBuf,
+    },
     /// The rank wrapper was started by something that sets no rank.
     #[error("the rank of this process is unknown: none of {variables} is set")]
     NoRank {

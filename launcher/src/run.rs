@@ -9,6 +9,7 @@ use crate::plan::RunPlan;
 use crate::process;
 use crate::record::{End, Record};
 use crate::restart::{Restart, Restarts};
+use crate::status::this_host;
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use std::io;
@@ -79,9 +80,8 @@ fn stop_comes_within(delay: Duration, messages: &Receiver<Message>) -> bool {
 
 fn first_record(plan: &RunPlan) -> Record {
     let arguments = plan.worker_args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
     let (ranks, pid) = (plan.ranks, std::process::id());
-    Record { arguments, ranks, host, pid, started_unix_ms: 0, restarts: 0, end: None }
+    Record { arguments, ranks, host: this_host(), pid, started_unix_ms: 0, restarts: 0, end: None }
 }
 
 /// Leaves the record in the run directory, if one is known.

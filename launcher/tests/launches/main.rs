@@ -7,4 +7,5 @@ mod heartbeats;
 mod output;
 mod restarts;
 mod signals;
+mod status;
 mod support;
