@@ -24,6 +24,8 @@ pub enum Command {
     Run(RunArgs),
     /// Say how a run is: ranks, step, speed, loss, checkpoint and last end, from its run directory.
     Status(StatusArgs),
+    /// Write a batch script for Slurm, or submit it: training or evaluations.
+    Slurm(SlurmArgs),
     /// The wrapper around one rank; `run` has it started by mpirun.
     #[command(hide = true)]
     Rank(RankArgs),
@@ -105,6 +107,63 @@ pub struct StatusArgs {
     /// Age from which on a heartbeat is stale.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub stale_after: u64,
+}
+
+/// Arguments of `ilm-launch slurm`.
+#[derive(Debug, clap::Args)]
+pub struct SlurmArgs {
+    /// What the job is for.
+    #[command(subcommand)]
+    pub job: SlurmJob,
+}
+
+/// The kinds of jobs.
+#[derive(Debug, Subcommand)]
+pub enum SlurmJob {
+    /// A training run; stopped before its time limit it is queued again and goes on.
+    Train(JobArgs),
+    /// Evaluations of a run, as an array if there are several.
+    Evaluate(EvaluateJobArgs),
+}
+
+/// Arguments of every job.
+#[derive(Debug, clap::Args)]
+pub struct JobArgs {
+    /// The cluster: a file of configs/cluster, by its name.
+    #[arg(long, value_name = "NAME")]
+    pub cluster: String,
+    /// Folder of your own that has cluster/NAME.toml.
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+    /// Change a setting of the cluster.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The job's name [default: that of the worker's run directory].
+    #[arg(long)]
+    pub name: Option<String>,
+    /// File to write instead of printing.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Submit the script and print the job's number.
+    #[arg(long)]
+    pub submit: bool,
+    /// Arguments of ilm-worker.
+    #[arg(last = true, value_name = "WORKER ARGUMENTS")]
+    pub worker_args: Vec<OsString>,
+}
+
+/// Arguments of evaluations.
+#[derive(Debug, clap::Args)]
+pub struct EvaluateJobArgs {
+    /// Number of the job, such as a training run, after whose end, good or bad, this may start.
+    #[arg(long, value_name = "JOB")]
+    pub after: Option<String>,
+    /// Further arguments of one evaluation; said several times it makes an array.
+    #[arg(long, value_name = "WORKER ARGUMENTS", allow_hyphen_values = true)]
+    pub each: Vec<String>,
+    /// What every job has.
+    #[command(flatten)]
+    pub job: JobArgs,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

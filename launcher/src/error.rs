@@ -1,5 +1,6 @@
 //! What can go wrong before and around the ranks, each in one sentence.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -40,6 +41,73 @@ pub enum Error {
         /// As given.
         path: PathBuf,
     },
+    /// `--cluster` names no file.
+    #[error("there is no cluster '{name}'; there are {known}")]
+    NoCluster {
+        /// As given.
+        name: String,
+        /// The names of those there are.
+        known: String,
+    },
+    /// A key that no cluster has.
+    #[error("{origin} has no key '{key}'; {hint}")]
+    NoSuchKey {
+        /// As given.
+        key: String,
+        /// The file, or `--set`.
+        origin: String,
+        /// The nearest key, or all.
+        hint: String,
+    },
+    /// `--set` without `=`.
+    #[error("--set {text} is not of the form key=value")]
+    NotASetting {
+        /// As given.
+        text: String,
+    },
+    /// A value that does not fit, or values that do not fit each other.
+    #[error("cluster settings: {reason}")]
+    BadCluster {
+        /// Where, what, and what to do.
+        reason: String,
+    },
+    /// `--each` with quotes that do not close.
+    #[error("--each {text:?} has an open quote")]
+    Unquoted {
+        /// As given.
+        text: String,
+    },
+    /// A word that cannot stand in a batch script.
+    #[error(
+        "{word:?} cannot stand in a batch script; use letters, digits, '-', '_' and '.' in names and no line feeds"
+    )]
+    NotAWord {
+        /// As given.
+        word: String,
+    },
+    /// An argument that is not UTF-8.
+    #[error("{arg:?} is not valid UTF-8, as a batch script has to be")]
+    NotText {
+        /// As given.
+        arg: OsString,
+    },
+    /// `--fresh` in a job that may be queued again.
+    #[error(
+        "--fresh would start anew whenever the job is queued again; leave it out and name a new --run-dir"
+    )]
+    FreshJob,
+    /// The shipped template does not fit the settings.
+    #[error("the batch script cannot be written: {reason}")]
+    Template {
+        /// The template engine's words.
+        reason: String,
+    },
+    /// No `sbatch` in PATH.
+    #[error("sbatch is not in PATH; submit on a machine of the cluster, or write the script with --output")]
+    NoSbatch,
+    /// `sbatch` failed; it has said why.
+    #[error("sbatch did not take the job")]
+    NotSubmitted,
     /// The rank wrapper was started by something that sets no rank.
     #[error("the rank of this process is unknown: none of {variables} is set")]
     NoRank {
@@ -68,7 +136,7 @@ impl Error {
     /// The exit code of the launcher for this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Io { .. } | Self::NoRank { .. } => 1,
+            Self::Io { .. } | Self::NoRank { .. } | Self::Template { .. } | Self::NotSubmitted => 1,
             _ => 2,
         }
     }

@@ -42,6 +42,7 @@ pub mod restart;
 pub mod run;
 pub mod run_dir;
 pub mod session;
+pub mod slurm;
 pub mod status;
 
 use clap::Parser;
@@ -52,6 +53,7 @@ pub fn main() -> ExitCode {
     let result = match args::Args::parse().command {
         args::Command::Run(args) => plan::RunPlan::new(args).and_then(run::run),
         args::Command::Status(args) => status::status(&args),
+        args::Command::Slurm(args) => slurm::slurm(&args),
         args::Command::Rank(args) => rank::run(&args),
     };
     match result {

@@ -118,7 +118,8 @@ fn find_worker(given: Option<PathBuf>, wrapper: &Path) -> Result<PathBuf> {
     machine::find_in_path("ilm-worker").ok_or_else(|| Error::NoWorker { beside: folder.to_path_buf() })
 }
 
-fn run_dir(worker_args: &[OsString]) -> Option<PathBuf> {
+/// The run directory that the worker's arguments name.
+pub fn run_dir(worker_args: &[OsString]) -> Option<PathBuf> {
     let mut args = worker_args.iter();
     while let Some(arg) = args.next() {
         if arg == "--run-dir" {
