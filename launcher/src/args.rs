@@ -35,9 +35,22 @@ pub enum Command {
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct RunArgs {
-    /// Number of ranks.
+    /// Number of ranks [default with --hosts: as many as the list has room for].
     #[arg(short = 'n', long = "ranks", value_name = "N")]
-    pub ranks: usize,
+    pub ranks: Option<usize>,
+    /// Machines and the number of ranks on each, such as a:8,b:8. Programs and run directory lie on a file system that
+    /// they share. Within a Slurm allocation of several nodes no list is needed.
+    #[arg(long, value_name = "LIST")]
+    pub hosts: Option<String>,
+    /// What starts a command on a machine, called as AGENT HOST COMMAND.
+    #[arg(long, value_name = "AGENT", default_value = "ssh")]
+    pub agent: PathBuf,
+    /// The network interface for all traffic between machines, such as eth0.
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<String>,
+    /// A parameter of Open MPI for mpirun.
+    #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], allow_hyphen_values = true)]
+    pub mca: Vec<String>,
     /// Which cores a rank may use.
     #[arg(long, value_enum, default_value_t = CpuBind::None)]
     pub cpu_bind: CpuBind,
@@ -73,15 +86,15 @@ pub enum CpuBind {
 /// Arguments of the wrapper around one rank.
 #[derive(Debug, clap::Args)]
 pub struct RankArgs {
-    /// The launcher's named pipe.
+    /// The launcher's named pipe, or its addresses.
     #[arg(long)]
-    pub events: PathBuf,
+    pub events: OsString,
     /// Where `rank-K.log` goes.
     #[arg(long)]
     pub logs: PathBuf,
-    /// Cores of its own for each rank; 0 leaves it on all of the launcher's.
+    /// Gives each rank of a machine cores of its own.
     #[arg(long)]
-    pub cores: usize,
+    pub bind_cores: bool,
     /// Where the worker's heartbeat is.
     #[arg(long)]
     pub run_dir: Option<PathBuf>,

@@ -5,9 +5,9 @@ use crate::event::{Ending, Event, Happening};
 use crate::heartbeat::{self, Heartbeat, unix_ms};
 use crate::outcome::Outcome;
 use crate::output::{Output, complain};
-use crate::plan::RunPlan;
-use crate::session::{EventReader, Session};
-use crate::{leftovers, process};
+use crate::plan::{Place, RunPlan};
+use crate::session::{Events, Session};
+use crate::{hosts, leftovers, mpirun, process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGUSR1};
@@ -56,10 +56,20 @@ pub fn attempt(
     messages: &SyncSender<Message>,
     received: &Receiver<Message>,
 ) -> Result<Ended> {
-    let (mut session, reader) = Session::create()?;
+    let (mut session, events) = plan.session()?;
     let logs = plan.logs(&session);
     fs::create_dir_all(&logs).map_err(Error::io("create", &logs))?;
-    read_events(reader, messages.clone());
+    if let Place::Elsewhere { hosts, agent, .. } = &plan.place {
+        let complaints = hosts::check(hosts, agent, plan, &logs);
+        complaints.iter().for_each(|why| complain(format_args!("ilm-launch: {why}")));
+        if !complaints.is_empty() {
+            return Ok(Ended {
+                outcome: Outcome::HostsUnusable { hosts: complaints.len() },
+                told_to_stop: false,
+            });
+        }
+    }
+    read_events(events, messages.clone());
 
     let mpirun_log = logs.join("mpirun.log");
     let mut launch = Launch::start(plan, &session, &mpirun_log)?;
@@ -68,7 +78,7 @@ pub fn attempt(
     if let Some(job) = launch.job {
         leftovers::remove_segments(job);
     }
-    session.close_pipe();
+    session.close();
     launch.drain(received);
 
     let outcome = launch.outcome(mpirun);
@@ -79,9 +89,9 @@ pub fn attempt(
     Ok(Ended { outcome, told_to_stop: launch.told_to_stop })
 }
 
-fn read_events(reader: EventReader, messages: SyncSender<Message>) {
+fn read_events(events: Events, messages: SyncSender<Message>) {
     thread::spawn(move || {
-        for event in reader {
+        for event in events {
             if messages.send(Message::Event(event)).is_err() {
                 return;
             }
@@ -120,7 +130,7 @@ impl<'a> Launch<'a> {
     fn start(plan: &'a RunPlan, session: &Session, log: &Path) -> Result<Self> {
         let log_file = File::create(log).map_err(Error::io("create", log))?;
         let log_again = log_file.try_clone().map_err(Error::io("open", log))?;
-        let mut command = plan.command(session);
+        let mut command = mpirun::command(plan, session);
         // A group of its own: a Ctrl-C in the terminal goes to the launcher alone, which passes it on its way.
         command.stdin(Stdio::null()).stdout(log_file).stderr(log_again).process_group(0);
         // SIGTERM rather than SIGKILL, so that mpirun clears its files away; the wrappers end by themselves.

@@ -10,6 +10,30 @@ pub enum Error {
     /// `-n 0`.
     #[error("-n 0 starts no rank; ask for 1 or more")]
     NoRanks,
+    /// Neither `-n` nor `--hosts`.
+    #[error("how many ranks? say -n N, or --hosts a:8,b:8 for several machines")]
+    HowManyRanks,
+    /// A list of hosts that is none.
+    #[error("--hosts: '{part}' {reason}; write it as a:8,b:8")]
+    BadHosts {
+        /// The part of the list.
+        part: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// `-n` beyond the list of hosts.
+    #[error("-n {ranks} is more than the {room} ranks that --hosts has room for")]
+    TooManyRanks {
+        /// Ranks asked for.
+        ranks: usize,
+        /// Ranks of the list.
+        room: usize,
+    },
+    /// Several hosts and no run directory.
+    #[error(
+        "several machines need --run-dir DIR among the worker's arguments, on a file system that they share"
+    )]
+    NoSharedFolder,
     /// `--cpu-bind cores` with more ranks than cores.
     #[error(
         "--cpu-bind cores needs a core for each rank, but {ranks} ranks share {cores} usable cores; use --cpu-bind none"

@@ -3,7 +3,7 @@
 //! The way of a run: [`args`] (the command line) → [`plan::RunPlan`] (every decision made and checked) → [`run`], which
 //! makes one [`attempt`] after another for as long as [`restart`] allows. `mpirun` does not start the worker itself: it starts this same executable once per rank as
 //! a wrapper ([`rank`]), which starts the worker, writes its log and reports lines and the ending to the launcher
-//! through a named pipe ([`event`], [`session`]). So what is known of a rank does not depend on how an MPI
+//! through a named pipe, from other machines by TCP ([`event`], [`session`], [`remote`]). So what is known of a rank does not depend on how an MPI
 //! implementation words its messages, and another way of starting ranks needs nothing but the wrapper. What a worker says
 //! about itself lies in its [`heartbeat`]; the wrapper notices when that stands still.
 //!
@@ -30,14 +30,17 @@ pub mod attempt;
 pub mod error;
 pub mod event;
 pub mod heartbeat;
+pub mod hosts;
 pub mod leftovers;
 pub mod machine;
+pub mod mpirun;
 pub mod outcome;
 pub mod output;
 pub mod plan;
 pub mod process;
 pub mod rank;
 pub mod record;
+pub mod remote;
 pub mod restart;
 pub mod run;
 pub mod run_dir;

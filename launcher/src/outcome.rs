@@ -33,6 +33,11 @@ pub enum Outcome {
     },
     /// No rank failed, but mpirun did.
     MpirunFailed(Ending),
+    /// Nothing was started, because of so many hosts.
+    HostsUnusable {
+        /// How many, 1 or more.
+        hosts: usize,
+    },
     /// The user ended it with a second signal.
     Aborted {
         /// The second signal.
@@ -49,8 +54,10 @@ impl Outcome {
         let fine = [Ending::Exit(0), Ending::Exit(PREEMPTED)];
         let terminated = [Ending::Signal(libc::SIGTERM), Ending::Exit(128 + libc::SIGTERM)];
         let failed = || endings.iter().filter(|(_, ending)| !fine.contains(ending));
-        let first = failed().find(|(_, ending)| !terminated.contains(ending)).or_else(|| failed().next());
-        match first {
+        let of_itself = failed().find(|(_, ending)| !terminated.contains(ending));
+        // mpirun ends with the code of the rank that failed; with another it ended the ranks for a reason of its own.
+        let explained = || mpirun == Ending::Exit(128 + libc::SIGTERM);
+        match of_itself.or_else(|| failed().next().filter(|_| explained())) {
             Some(&(rank, ending)) => Self::RankFailed { rank, ending },
             None if mpirun != Ending::Exit(0) => Self::MpirunFailed(mpirun),
             None if endings.iter().any(|(_, ending)| *ending == Ending::Exit(PREEMPTED)) => Self::Preempted,
@@ -73,6 +80,7 @@ impl Outcome {
             Self::Preempted => Ending::Exit(PREEMPTED).code(),
             Self::RankFailed { ending, .. } | Self::MpirunFailed(ending) => ending.code(),
             Self::RankHangs { .. } => Ending::Exit(COMMUNICATION).code(),
+            Self::HostsUnusable { .. } => 1,
             Self::Aborted { signal } => Ending::Signal(signal).code(),
         }
     }
@@ -94,6 +102,10 @@ impl fmt::Display for Outcome {
                 )
             }
             Self::MpirunFailed(ending) => write!(f, "mpirun failed, though no rank did: {ending}"),
+            Self::HostsUnusable { hosts: 1 } => write!(f, "a host cannot be used, so nothing was started"),
+            Self::HostsUnusable { hosts } => {
+                write!(f, "{hosts} hosts cannot be used, so nothing was started")
+            }
             Self::Aborted { signal } => {
                 write!(f, "ended by a second {} without saving", signal_name(*signal))
             }
@@ -122,6 +134,7 @@ fn meaning(code: i32) -> Option<&'static str> {
         6 => "non-finite loss",
         PREEMPTED => "preempted",
         101 => "panic",
+        205 => "mpirun lost a host",
         _ => return None,
     })
 }
@@ -143,7 +156,8 @@ mod tests {
         assert_eq!(judge(&[(1, Exit(75)), (0, Exit(0))], Exit(0)), Outcome::Preempted);
         assert_eq!(judge(&[(1, Exit(75)), (0, Exit(4)), (2, Exit(5))], Exit(4)), failed(0, Exit(4)));
         assert_eq!(judge(&[(0, Signal(15)), (2, Exit(143)), (1, Exit(3))], Exit(3)), failed(1, Exit(3)));
-        assert_eq!(judge(&[(2, Signal(15)), (0, Signal(15))], Exit(1)), failed(2, Signal(15)));
+        assert_eq!(judge(&[(2, Signal(15)), (0, Signal(15))], Exit(143)), failed(2, Signal(15)));
+        assert_eq!(judge(&[(2, Signal(15))], Exit(205)), Outcome::MpirunFailed(Exit(205)));
         assert_eq!(judge(&[(0, Exit(0))], Exit(1)), Outcome::MpirunFailed(Exit(1)));
         assert_eq!(judge(&[], Signal(9)), Outcome::MpirunFailed(Signal(9)));
     }

@@ -15,6 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -40,9 +41,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub fn run(args: &RankArgs) -> Result<u8> {
     let rank = own_rank()?;
     let reporter = Arc::new(Reporter::open(rank, args)?);
-    end_with_others(&reporter).map_err(Error::io("watch", &args.events))?;
-    if args.cores > 0 {
-        bind(rank, args.cores).map_err(Error::io("bind to its cores", &args.worker))?;
+    end_with_others(&reporter).map_err(Error::io("watch", Path::new(&args.events)))?;
+    if args.bind_cores {
+        bind(&args.worker)?;
     }
 
     let mut command = Command::new(&args.worker);
@@ -98,13 +99,22 @@ fn watch_heartbeat(reporter: &Arc<Reporter>, args: &RankArgs, began: u64) {
     });
 }
 
-/// Restricts this process, and so the worker, to the cores `rank * cores ..` of the usable ones.
-fn bind(rank: usize, cores: usize) -> nix::Result<()> {
-    let mut set = CpuSet::new();
-    for cpu in machine::usable_cores().into_iter().skip(rank * cores).take(cores).flatten() {
-        set.set(cpu)?;
+/// Restricts this process, and so the worker, to an equal share of this machine's usable cores.
+fn bind(worker: &Path) -> Result<()> {
+    let number = |name| std::env::var(name).ok()?.parse().ok();
+    let rank: usize = number("OMPI_COMM_WORLD_LOCAL_RANK").unwrap_or(0);
+    let ranks: usize = number("OMPI_COMM_WORLD_LOCAL_SIZE").unwrap_or(1).max(1);
+    let usable = machine::usable_cores();
+    let share = usable.len() / ranks;
+    if share == 0 {
+        return Err(Error::TooFewCores { ranks, cores: usable.len() });
     }
-    sched_setaffinity(Pid::from_raw(0), &set)
+    let refused = |error| Error::io("bind to its cores", worker)(error);
+    let mut set = CpuSet::new();
+    for cpu in usable.into_iter().skip(rank * share).take(share).flatten() {
+        set.set(cpu).map_err(refused)?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set).map_err(refused)
 }
 
 /// Ties this process and its group to mpirun and to the launcher, and keeps it alive while the worker saves.
@@ -121,9 +131,9 @@ fn end_with_others(reporter: &Arc<Reporter>) -> io::Result<()> {
     if getpgrp() != Pid::this() {
         setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
     }
-    let reporter = Arc::clone(reporter);
+    let launcher = reporter.launcher.lock().unwrap_or_else(PoisonError::into_inner).try_clone()?;
     thread::Builder::new().name("ilm-launch-alive".into()).spawn(move || {
-        wait_for_either(&reporter.pipe, &mpirun_gone);
+        wait_for_either(&launcher, &mpirun_gone);
         // With the launcher or mpirun gone nobody would see the worker through, or remove what it shares with others:
         // it needs the name of that no more.
         if let Some(job) = job() {
@@ -134,10 +144,11 @@ fn end_with_others(reporter: &Arc<Reporter>) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until nobody reads `pipe` any more or something can be read from `signalled`.
-fn wait_for_either(pipe: &File, signalled: &UnixStream) {
+/// Waits until nobody reads what is written to `launcher` any more, or something can be read from `signalled`.
+fn wait_for_either(launcher: &File, signalled: &UnixStream) {
     let watch = |fd: RawFd, events| libc::pollfd { fd, events, revents: 0 };
-    let mut watched = [watch(pipe.as_raw_fd(), 0), watch(signalled.as_raw_fd(), libc::POLLIN)];
+    let mut watched =
+        [watch(launcher.as_raw_fd(), libc::POLLRDHUP), watch(signalled.as_raw_fd(), libc::POLLIN)];
     loop {
         // SAFETY: `watched` holds two valid pollfds, borrowed for the call only, and their descriptors are open.
         let ready = unsafe { libc::poll(watched.as_mut_ptr(), 2, -1) };
@@ -150,7 +161,8 @@ fn wait_for_either(pipe: &File, signalled: &UnixStream) {
 /// Where the output and the state of this rank go.
 struct Reporter {
     rank: usize,
-    pipe: File,
+    /// Locked for a whole record, which a connection may take in parts.
+    launcher: Mutex<File>,
     log: Mutex<File>,
 }
 
@@ -159,12 +171,14 @@ impl Reporter {
         let path = args.logs.join(format!("rank-{rank}.log"));
         let log =
             OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
-        Ok(Self { rank, pipe: session::open_for_events(&args.events)?, log: Mutex::new(log) })
+        let launcher = session::open_for_events(&args.events)?;
+        Ok(Self { rank, launcher: Mutex::new(launcher), log: Mutex::new(log) })
     }
 
     fn tell(&self, what: Happening) {
+        let launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
         // A broken pipe means that the launcher is gone, and `end_with_others` sees to that.
-        let _ = Event { rank: self.rank, what }.send(&self.pipe);
+        let _ = Event { rank: self.rank, what }.send(&*launcher);
     }
 
     /// Copies lines to the log and, in pieces, to the launcher until the output ends.

@@ -80,7 +80,8 @@ impl Restarts {
 fn is_transient(outcome: Outcome) -> bool {
     match outcome {
         Outcome::Finished | Outcome::Aborted { .. } => false,
-        Outcome::Preempted | Outcome::RankHangs { .. } | Outcome::MpirunFailed(_) => true,
+        Outcome::Preempted | Outcome::RankHangs { .. } => true,
+        Outcome::MpirunFailed(_) | Outcome::HostsUnusable { .. } => true,
         Outcome::RankFailed { ending: Ending::Signal(_), .. } => true,
         // Shells and container commands report a signal as 128 + n.
         Outcome::RankFailed { ending: Ending::Exit(code), .. } => {
@@ -123,6 +124,7 @@ mod tests {
             (KILLED, true),
             (Outcome::RankHangs { rank: 0, seconds: 600 }, true),
             (Outcome::MpirunFailed(Ending::Exit(205)), true),
+            (Outcome::HostsUnusable { hosts: 1 }, true),
             (Outcome::Preempted, true),
             (Outcome::Finished, false),
             (Outcome::Aborted { signal: 15 }, false),

@@ -146,6 +146,18 @@ fn errors_of_the_command_line_are_one_sentence_and_code_2() {
     };
     check(&mut bench.command(0, &[], &[]), "-n 0 starts no rank; ask for 1 or more");
     check(
+        Command::new(LAUNCHER).args(["run", "--", "train"]),
+        "how many ranks? say -n N, or --hosts a:8,b:8 for several machines",
+    );
+    check(
+        &mut bench.command(3, &["--hosts", "a:1,b:1"], &["--run-dir", "run"]),
+        "-n 3 is more than the 2 ranks that --hosts has room for",
+    );
+    check(
+        &mut bench.command(1, &["--hosts", "a:1"], &[]),
+        "several machines need --run-dir DIR among the worker's arguments, on a file system that they share",
+    );
+    check(
         bench.command(1, &[], &[]).env("PATH", bench.path()),
         "mpirun is not in PATH; install it with: apt install openmpi-bin",
     );

@@ -4,6 +4,7 @@
 
 mod endings;
 mod heartbeats;
+mod hosts;
 mod output;
 mod restarts;
 mod signals;
