@@ -45,6 +45,9 @@ pub struct RunArgs {
     /// What starts a command on a machine, called as AGENT HOST COMMAND.
     #[arg(long, value_name = "AGENT", default_value = "ssh")]
     pub agent: PathBuf,
+    /// Within a Slurm allocation: start the ranks by srun with this kind of MPI, such as pmix, instead of by mpirun.
+    #[arg(long, value_name = "MPI", conflicts_with_all = ["hosts", "mca"])]
+    pub srun: Option<String>,
     /// The network interface for all traffic between machines, such as eth0.
     #[arg(long, value_name = "NAME")]
     pub interface: Option<String>,

@@ -56,7 +56,7 @@ pub fn attempt(
     messages: &SyncSender<Message>,
     received: &Receiver<Message>,
 ) -> Result<Ended> {
-    let (mut session, events) = plan.session()?;
+    let (session, events) = plan.session()?;
     let logs = plan.logs(&session);
     fs::create_dir_all(&logs).map_err(Error::io("create", &logs))?;
     if let Place::Elsewhere { hosts, agent, .. } = &plan.place {
@@ -72,19 +72,18 @@ pub fn attempt(
     read_events(events, messages.clone());
 
     let mpirun_log = logs.join("mpirun.log");
-    let mut launch = Launch::start(plan, &session, &mpirun_log)?;
+    let mut launch = Launch::start(plan, session, &mpirun_log)?;
     let mpirun = launch.wait(received)?;
     process::kill_descendants(LAST_WAIT);
     if let Some(job) = launch.job {
         leftovers::remove_segments(job);
     }
-    session.close();
     launch.drain(received);
 
     let outcome = launch.outcome(mpirun);
     launch.report(outcome, &logs, &mpirun_log);
     if plan.run_dir.is_none() && outcome != Outcome::Finished {
-        session.keep();
+        launch.session.keep();
     }
     Ok(Ended { outcome, told_to_stop: launch.told_to_stop })
 }
@@ -104,6 +103,7 @@ fn read_events(events: Events, messages: SyncSender<Message>) {
 /// An attempt under way.
 struct Launch<'a> {
     plan: &'a RunPlan,
+    session: Session,
     mpirun: Child,
     /// When it was started, in milliseconds since 1970.
     began: u64,
@@ -127,16 +127,17 @@ struct Launch<'a> {
 }
 
 impl<'a> Launch<'a> {
-    fn start(plan: &'a RunPlan, session: &Session, log: &Path) -> Result<Self> {
+    fn start(plan: &'a RunPlan, session: Session, log: &Path) -> Result<Self> {
         let log_file = File::create(log).map_err(Error::io("create", log))?;
         let log_again = log_file.try_clone().map_err(Error::io("open", log))?;
-        let mut command = mpirun::command(plan, session);
+        let mut command = mpirun::command(plan, &session);
         // A group of its own: a Ctrl-C in the terminal goes to the launcher alone, which passes it on its way.
         command.stdin(Stdio::null()).stdout(log_file).stderr(log_again).process_group(0);
         // SIGTERM rather than SIGKILL, so that mpirun clears its files away; the wrappers end by themselves.
         process::die_with_parent(&mut command, Signal::SIGTERM);
         Ok(Self {
             plan,
+            session,
             began: unix_ms(SystemTime::now()),
             job: None,
             mpirun: command.spawn().map_err(Error::io("start", &plan.mpirun))?,
@@ -175,6 +176,7 @@ impl<'a> Launch<'a> {
 
     /// Handles the events that are left when every rank is gone.
     fn drain(&mut self, messages: &Receiver<Message>) {
+        self.session.close();
         let end = Instant::now() + LAST_WAIT;
         while let Ok(message) = messages.recv_timeout(end.saturating_duration_since(Instant::now())) {
             match message {
@@ -226,8 +228,9 @@ impl<'a> Launch<'a> {
         self.signal_mpirun(Signal::SIGUSR1);
     }
 
-    /// mpirun ends the ranks within two seconds, or is killed with them.
+    /// mpirun ends the ranks within two seconds, or is killed with them; those of srun hear it from here alone.
     fn end_now(&mut self) {
+        self.session.hang_up();
         self.signal_mpirun(Signal::SIGTERM);
         self.deadline.get_or_insert(Instant::now() + HARD_END);
     }

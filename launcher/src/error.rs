@@ -47,6 +47,11 @@ pub enum Error {
     /// No `mpirun` in PATH.
     #[error("mpirun is not in PATH; install it with: apt install openmpi-bin")]
     NoMpirun,
+    /// `--srun` outside of an allocation.
+    #[error(
+        "--srun works within a Slurm allocation only; ask for one with salloc or sbatch, or leave it out"
+    )]
+    NoAllocation,
     /// `--worker` names no executable file.
     #[error("--worker {} is not an executable file", path.display())]
     BadWorker {

@@ -1,30 +1,27 @@
-//! The command line of mpirun, Open MPI 4 or later.
+//! The command line of mpirun (Open MPI 4 or later) or srun.
 
-use crate::hosts;
+use crate::hosts::{self, Host};
 use crate::plan::{Place, RunPlan};
 use crate::remote::{KEEPALIVE, TOKEN_VARIABLE};
 use crate::session::Session;
+use std::path::Path;
 use std::process::Command;
 
 /// The command that starts the wrapper of every rank; the wrappers report to `session`.
 pub fn command(plan: &RunPlan, session: &Session) -> Command {
     let mut command = Command::new(&plan.mpirun);
-    // Root is usual in containers, and refusing it protects nobody there.
-    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    command.arg("-n").arg(plan.ranks.to_string());
-    // mpirun's own default is one core a rank for 1 and 2 ranks, even outside this process's affinity mask.
-    command.args(["--bind-to", "none"]);
     match &plan.place {
-        Place::Here { oversubscribed } => stay_here(&mut command, *oversubscribed, session),
-        Place::Elsewhere { .. } => reach_hosts(&mut command, &plan.place, session),
+        Place::Elsewhere { srun: Some(mpi), .. } => by_srun(&mut command, plan, mpi),
+        _ => by_mpirun(&mut command, plan, session),
     }
-    for parameter in plan.mca.chunks(2) {
-        command.arg("--mca").args(parameter);
+    if let Some(token) = session.token() {
+        // In the environment, which others cannot read, and in no command line.
+        command.env(TOKEN_VARIABLE, token);
     }
     command.arg(&plan.wrapper).arg("rank");
     command.arg("--events").arg(session.address());
     command.arg("--logs").arg(plan.logs(session));
-    if plan.bind_cores {
+    if plan.bind_cores && !is_by_srun(plan) {
         command.arg("--bind-cores");
     }
     if let (Some(run_dir), 1..) = (&plan.run_dir, plan.hang_timeout) {
@@ -33,6 +30,39 @@ pub fn command(plan: &RunPlan, session: &Session) -> Command {
     }
     command.arg(&plan.worker).arg("--").args(&plan.worker_args);
     command
+}
+
+fn is_by_srun(plan: &RunPlan) -> bool {
+    matches!(plan.place, Place::Elsewhere { srun: Some(_), .. })
+}
+
+fn by_srun(command: &mut Command, plan: &RunPlan, mpi: &str) {
+    // Without -K the ranks of other nodes wait for ever for one that died.
+    command.args(["-K", "--mpi", mpi, "--ntasks", &plan.ranks.to_string()]);
+    if plan.bind_cores {
+        command.arg("--cpu-bind=cores");
+    }
+    // Slurm gives a step one CPU for each task unless it is told what the job has.
+    if let Ok(cpus) = std::env::var("SLURM_CPUS_PER_TASK") {
+        command.args(["--cpus-per-task", &cpus]);
+    }
+}
+
+fn by_mpirun(command: &mut Command, plan: &RunPlan, session: &Session) {
+    // Root is usual in containers, and refusing it protects nobody there.
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command.arg("-n").arg(plan.ranks.to_string());
+    // mpirun's own default is one core a rank for 1 and 2 ranks, even outside this process's affinity mask.
+    command.args(["--bind-to", "none"]);
+    match &plan.place {
+        Place::Here { oversubscribed } => stay_here(command, *oversubscribed, session),
+        Place::Elsewhere { hosts, agent, interface, .. } => {
+            reach_hosts(command, hosts, agent, interface.as_deref());
+        }
+    }
+    for parameter in plan.mca.chunks(2) {
+        command.arg("--mca").args(parameter);
+    }
 }
 
 fn stay_here(command: &mut Command, oversubscribed: bool, session: &Session) {
@@ -49,8 +79,7 @@ fn stay_here(command: &mut Command, oversubscribed: bool, session: &Session) {
     command.args(["--mca", "orte_tmpdir_base"]).arg(session.folder());
 }
 
-fn reach_hosts(command: &mut Command, place: &Place, session: &Session) {
-    let Place::Elsewhere { hosts, agent, interface } = place else { return };
+fn reach_hosts(command: &mut Command, hosts: &[Host], agent: &Path, interface: Option<&str>) {
     let mut set = |name: &str, value: &str| {
         command.args(["--mca", name, value]);
     };
@@ -62,10 +91,8 @@ fn reach_hosts(command: &mut Command, place: &Place, session: &Session) {
         set("oob_tcp_if_include", interface);
         set("btl_tcp_if_include", interface);
     }
-    if let Some(token) = session.token() {
-        // Named only: the value is in the environment, which others cannot read.
-        command.env(TOKEN_VARIABLE, token).args(["-x", TOKEN_VARIABLE]);
-    }
+    // Named only; the value is in the environment.
+    command.args(["-x", TOKEN_VARIABLE]);
     if !hosts.is_empty() {
         let options = hosts::agent_options(agent).join(" ");
         let agent = format!("{} {options}", agent.display());
@@ -118,6 +145,7 @@ mod tests {
             hosts,
             agent: agent.into(),
             interface: Some("eth0".into()),
+            srun: None,
         };
         let by_ssh = words(place("ssh", hosts)).join(" ");
         for part in [

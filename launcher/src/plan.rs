@@ -20,12 +20,14 @@ pub enum Place {
     },
     /// To several machines.
     Elsewhere {
-        /// Which, started by the agent; none: those of the Slurm allocation, by Slurm.
+        /// Which, reached by the agent; none: those of the Slurm allocation, by Slurm.
         hosts: Vec<Host>,
         /// What starts a command on a host, as ssh does.
         agent: PathBuf,
         /// The network interface for all traffic.
         interface: Option<String>,
+        /// The kind of MPI if srun starts the ranks instead of mpirun.
+        srun: Option<String>,
     },
 }
 
@@ -40,7 +42,7 @@ pub struct RunPlan {
     pub bind_cores: bool,
     /// Parameters of Open MPI, names and values.
     pub mca: Vec<String>,
-    /// The `mpirun` executable.
+    /// The `mpirun` executable, or that of `srun`.
     pub mpirun: PathBuf,
     /// This executable, the wrapper around each rank.
     pub wrapper: PathBuf,
@@ -73,7 +75,10 @@ impl RunPlan {
             place,
             bind_cores: args.cpu_bind == CpuBind::Cores,
             mca: args.mca,
-            mpirun: machine::find_in_path("mpirun").ok_or(Error::NoMpirun)?,
+            mpirun: match args.srun {
+                Some(_) => machine::find_in_path("srun").ok_or(Error::NoAllocation)?,
+                None => machine::find_in_path("mpirun").ok_or(Error::NoMpirun)?,
+            },
             worker: find_worker(args.worker, &wrapper)?,
             wrapper,
             run_dir,
@@ -102,31 +107,34 @@ impl RunPlan {
 
 /// Counts the ranks and finds out where they go.
 fn place(args: &RunArgs) -> Result<(usize, Place)> {
-    let (agent, interface) = (args.agent.clone(), args.interface.clone());
+    let elsewhere = |hosts| {
+        let (agent, interface, srun) = (args.agent.clone(), args.interface.clone(), args.srun.clone());
+        Place::Elsewhere { hosts, agent, interface, srun }
+    };
     if let Some(list) = &args.hosts {
         let hosts = hosts::parse(list)?;
         let room = hosts.iter().map(|host| host.ranks).sum();
         return match args.ranks.unwrap_or(room) {
             0 => Err(Error::NoRanks),
             ranks if ranks > room => Err(Error::TooManyRanks { ranks, room }),
-            ranks => Ok((ranks, Place::Elsewhere { hosts, agent, interface })),
+            ranks => Ok((ranks, elsewhere(hosts))),
         };
     }
     let ranks = args.ranks.ok_or(Error::HowManyRanks)?;
-    if allocated_nodes() > 1 {
-        return if ranks == 0 {
-            Err(Error::NoRanks)
-        } else {
-            Ok((ranks, Place::Elsewhere { hosts: Vec::new(), agent, interface }))
-        };
+    let nodes = allocated_nodes();
+    match (&args.srun, nodes) {
+        _ if ranks == 0 => return Err(Error::NoRanks),
+        (Some(_), 0) => return Err(Error::NoAllocation),
+        (Some(_), _) | (None, 2..) => return Ok((ranks, elsewhere(Vec::new()))),
+        (None, _) => {}
     }
     let oversubscribed = divide(ranks, machine::usable_cores().len(), args.cpu_bind)?;
     Ok((ranks, Place::Here { oversubscribed }))
 }
 
-/// Nodes of the Slurm allocation in which this process runs.
+/// Nodes of the Slurm allocation in which this process runs, 0 without one.
 fn allocated_nodes() -> usize {
-    std::env::var("SLURM_JOB_NUM_NODES").ok().and_then(|nodes| nodes.parse().ok()).unwrap_or(1)
+    std::env::var("SLURM_JOB_NUM_NODES").ok().and_then(|nodes| nodes.parse().ok()).unwrap_or(0)
 }
 
 /// Whether ranks share cores.

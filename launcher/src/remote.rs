@@ -8,12 +8,12 @@ use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::{SockaddrStorage, setsockopt, sockopt};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -41,10 +41,12 @@ pub struct Listener {
     interface: Option<String>,
     token: String,
     closed: Arc<AtomicBool>,
+    /// Every connection that was accepted.
+    connections: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Listener {
-    /// Listens on a free port; the events end once it is dropped and the last rank is gone.
+    /// Listens on a free port.
     ///
     /// # Errors
     /// Those of the network, or if no random word can be read.
@@ -59,8 +61,10 @@ impl Listener {
             interface: interface.map(str::to_owned),
             token: random_word()?,
             closed: Arc::new(AtomicBool::new(false)),
+            connections: Arc::default(),
         };
         let (token, closed) = (opened.token.clone(), Arc::clone(&opened.closed));
+        let connections = Arc::clone(&opened.connections);
         thread::spawn(move || {
             for stream in listener.incoming() {
                 // Those that came before the end are still heard; then nobody is waited for.
@@ -70,6 +74,9 @@ impl Listener {
                 match stream {
                     Ok(stream) => {
                         let (token, events) = (token.clone(), events.clone());
+                        if let Ok(another) = stream.try_clone() {
+                            connections.lock().unwrap_or_else(PoisonError::into_inner).push(another);
+                        }
                         // A rank that sends much must not keep the others waiting.
                         thread::spawn(move || receive(stream, &token, &events));
                     }
@@ -91,17 +98,33 @@ impl Listener {
         format!("{PREFIX}{}", sockets.collect::<Vec<_>>().join(","))
     }
 
+    /// Ends every rank that is still there: wrappers take the end of their connection for that of the launcher.
+    pub fn hang_up(&self) {
+        for connection in self.connections.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            // It may be closed already.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+
     /// The word that lets a rank in.
     pub fn token(&self) -> &str {
         &self.token
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
+impl Listener {
+    /// Lets nobody in any more; the events end once the last rank is gone.
+    pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
         // Ends the wait for the next connection.
         let _ = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, self.port).into(), PATIENCE);
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.close();
+        self.hang_up();
     }
 }
 
@@ -211,8 +234,14 @@ mod tests {
         say("guess", 1);
         let right = say(&listener.token, 2);
         drop(right);
-        drop(listener);
-        assert_eq!(events.collect::<Vec<_>>(), [started(2)]);
+        let mut stays = say(&listener.token, 3);
+        listener.close();
+        let mut events = events;
+        let heard = [events.next(), events.next()].map(|event| event.map(|event| event.rank));
+        assert!([2, 3].iter().all(|rank| heard.contains(&Some(*rank))), "{heard:?}");
+        listener.hang_up();
+        assert_eq!(stays.read(&mut [0]).unwrap(), 0, "the rank hears the end");
+        assert_eq!(events.next(), None);
     }
 
     #[test]

@@ -87,9 +87,19 @@ impl Session {
         &self.folder
     }
 
+    /// Ends ranks on other machines, whatever became of what started them.
+    pub fn hang_up(&self) {
+        if let Some(Door::Network(listener)) = &self.door {
+            listener.hang_up();
+        }
+    }
+
     /// Ends the events once the last rank is gone.
     pub fn close(&mut self) {
-        self.door = None;
+        match &self.door {
+            Some(Door::Network(listener)) => listener.close(),
+            _ => self.door = None,
+        }
     }
 
     /// Leaves the folder where it is, for its logs.

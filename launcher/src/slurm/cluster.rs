@@ -19,9 +19,9 @@ struct Shipped;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Launcher {
-    /// Slurm itself, where it has the plug-in for the MPI library.
+    /// srun, where Slurm has the plug-in for the MPI library.
     Srun,
-    /// `ilm-launch run`, so mpirun, inside the allocation.
+    /// mpirun inside the allocation.
     Mpirun,
 }
 
@@ -63,7 +63,7 @@ pub struct Cluster {
     pub sbatch: Vec<String>,
     /// File of the job's output in Slurm's pattern.
     pub log: String,
-    /// Restarts within the allocation; with mpirun those without a new checkpoint between them.
+    /// Restarts within the allocation without a new checkpoint between them.
     pub max_restarts: u32,
     /// Seconds before the first of them; each further one doubles it, up to 300.
     pub restart_delay_secs: u32,

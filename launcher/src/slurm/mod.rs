@@ -21,6 +21,10 @@ use std::process::{Command, Stdio};
 /// A setting is wrong, the file cannot be written, or Slurm refuses the job.
 pub fn slurm(args: &SlurmArgs) -> Result<u8> {
     let (job, jobs, after) = match &args.job {
+        // The launcher refuses it only once the job runs.
+        SlurmJob::Train(job) if plan::run_dir(&job.worker_args).is_none() => {
+            return Err(Error::NoSharedFolder);
+        }
         SlurmJob::Train(job) => (job, vec![words(&job.worker_args)?], None),
         SlurmJob::Evaluate(evaluate) => (&evaluate.job, evaluations(evaluate)?, evaluate.after.as_deref()),
     };

@@ -101,14 +101,15 @@ mod tests {
             "#SBATCH --array=0-1",
             "#SBATCH --dependency=afterany:17",
             "#SBATCH --no-requeue",
+            "may_requeue=false",
             "agree \"GPUs per node\" 4 \"${SLURM_GPUS_ON_NODE:-}\"",
             "    1) set -- b ;;",
             "container=(apptainer exec \"$IMAGE\")",
-            "        \"${container[@]}\" ilm-worker \"$@\"",
+            "    --worker \"$(command -v \"${container[0]}\")\" -- \"${container[@]:1}\" ilm-worker \"$@\" &",
+            "ilm-launch run -n 4 --srun pmix --max-restarts 3 --restart-delay 10 \\",
         ] {
             assert!(full.lines().any(|found| found == line), "{line} is missing in {full}");
         }
-        assert!(!full.contains("scontrol"));
     }
 
     #[test]

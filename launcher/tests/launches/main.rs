@@ -8,5 +8,6 @@ mod hosts;
 mod output;
 mod restarts;
 mod signals;
+mod slurm;
 mod status;
 mod support;
