@@ -105,7 +105,8 @@ impl Cluster {
         fs::create_dir(&programs).unwrap();
         fs::copy(bench.worker(), programs.join("ilm-worker")).unwrap();
         make_executable(&programs.join("ilm-worker"));
-        std::os::unix::fs::symlink(LAUNCHER, programs.join("ilm-launch")).unwrap();
+        // A copy: a link would lead to the real worker that may have been built beside the launcher.
+        fs::copy(LAUNCHER, programs.join("ilm-launch")).unwrap();
         let cluster = Self { bench };
         let started = cluster.script("start").env("S1_GPUS", gpus.to_string()).output().unwrap();
         assert!(started.status.success(), "{}", text(&started.stderr));
