@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh         libtorch for CPUs (a download of about 600 MB, 1.2 GB on disk)
 #   scripts/setup.sh --gpu   libtorch with everything CUDA needs (several GB)
-#   scripts/setup.sh --test  also what only the tests need: Slurm
+#   scripts/setup.sh --test  also what only the tests need: Slurm, shellcheck
 #
 # For Debian and Ubuntu on x86_64, as root or with sudo; on other systems it works where the tools are there already.
 # What is present is left alone, so running it again is quick and needs no network. libtorch is kept once per user in
@@ -87,6 +87,7 @@ missing_packages() {
     [[ -e /etc/ssl/certs/ca-certificates.crt || -e /etc/pki/tls/certs/ca-bundle.crt ]] || echo ca-certificates
     has git || echo git
     if $for_tests; then
+        has shellcheck || echo shellcheck
         # slurmctld and slurmd are in sbin, which is not in everybody's PATH.
         PATH=$PATH:/usr/sbin
         { has munged && has slurmctld && has slurmd && has srun; } ||

@@ -50,7 +50,10 @@ impl Ending {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Happening {
     /// Its worker runs.
-    Started,
+    Started {
+        /// Open MPI's number for the job, where it says so; files that a rank shares with others are named after it.
+        job: Option<u32>,
+    },
     /// It wrote a piece of a line.
     Output {
         /// Where to.
@@ -60,6 +63,8 @@ pub enum Happening {
         /// Whether a newline follows.
         ends_line: bool,
     },
+    /// Its heartbeat has not changed for this many seconds.
+    Hangs(u64),
     /// Its worker is gone.
     Ended(Ending),
 }
@@ -81,7 +86,9 @@ impl Event {
     pub fn send(&self, mut pipe: impl Write) -> io::Result<()> {
         let mut record = self.rank.to_string().into_bytes();
         match &self.what {
-            Happening::Started => record.extend(b" s "),
+            Happening::Started { job: None } => record.extend(b" s "),
+            Happening::Started { job: Some(job) } => record.extend(format!(" s {job}").bytes()),
+            Happening::Hangs(seconds) => record.extend(format!(" h {seconds}").bytes()),
             Happening::Output { stream, piece, ends_line } => {
                 record.extend(match (stream, ends_line) {
                     (Stream::Out, true) => b" o ",
@@ -104,10 +111,12 @@ impl Event {
         let rank = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
         let kind = fields.next()?;
         let payload = fields.next()?;
-        let number = || std::str::from_utf8(payload).ok()?.parse().ok();
+        let text = std::str::from_utf8(payload);
+        let number = || text.ok()?.parse().ok();
         let output = |stream, ends_line| Happening::Output { stream, piece: payload.to_vec(), ends_line };
         let what = match kind {
-            b"s" => Happening::Started,
+            b"s" => Happening::Started { job: text.ok()?.parse().ok() },
+            b"h" => Happening::Hangs(text.ok()?.parse().ok()?),
             b"o" => output(Stream::Out, true),
             b"O" => output(Stream::Out, false),
             b"e" => output(Stream::Err, true),
@@ -129,7 +138,9 @@ mod tests {
         let output =
             |stream, piece: &[u8], ends_line| Happening::Output { stream, piece: piece.to_vec(), ends_line };
         let all = [
-            Happening::Started,
+            Happening::Started { job: None },
+            Happening::Started { job: Some(u32::MAX) },
+            Happening::Hangs(600),
             output(Stream::Out, b"", true),
             output(Stream::Out, b" two  blanks \xff", false),
             output(Stream::Err, b"step 1", true),
@@ -149,7 +160,9 @@ mod tests {
 
     #[test]
     fn damaged_records_are_refused() {
-        for record in [&b""[..], b"1", b"1 o", b"x o text", b"1 ? text", b"1 x", b"1 x many", b"-1 s "] {
+        for record in
+            [&b""[..], b"1", b"1 o", b"x o text", b"1 ? text", b"1 x", b"1 x many", b"1 h ", b"-1 s "]
+        {
             assert_eq!(Event::parse(record), None, "{record:?}");
         }
     }

@@ -1,14 +1,16 @@
 //! Starts the ranks of `ilm-worker`, keeps their output readable, passes signals on, and ends with one exit code.
 //!
-//! The way of a run: [`args`] (the command line) → [`plan::RunPlan`] (every decision made and checked) →
-//! [`run`] (processes). `mpirun` does not start the worker itself: it starts this same executable once per rank as
+//! The way of a run: [`args`] (the command line) → [`plan::RunPlan`] (every decision made and checked) → [`run`], which
+//! makes one [`attempt`] after another for as long as [`restart`] allows. `mpirun` does not start the worker itself: it starts this same executable once per rank as
 //! a wrapper ([`rank`]), which starts the worker, writes its log and reports lines and the ending to the launcher
-//! through a named pipe ([`event`], [`session`]). So what is known of a rank does not depend on how an MPI
-//! implementation words its messages, and another way of starting ranks needs nothing but the wrapper.
+//! through a named pipe, from other machines by TCP ([`event`], [`session`], [`remote`]). So what is known of a rank does not depend on how an MPI
+//! implementation words its messages, and another way of starting ranks needs nothing but the wrapper. What a worker says
+//! about itself lies in its [`heartbeat`]; the wrapper notices when that stands still.
 //!
 //! # Exit codes
 //!
-//! The code is that of the rank that failed first, 75 if no rank failed and one was preempted, else 0.
+//! The code is that of the rank that failed first, 75 if no rank failed and one was preempted, else 0; after restarts it
+//! is that of the last attempt.
 //!
 //! | code | meaning |
 //! | --- | --- |
@@ -17,23 +19,34 @@
 //! | 2 | usage or configuration, of the launcher or of the worker |
 //! | 3 | data |
 //! | 4 | checkpoint |
-//! | 5 | communication between ranks |
+//! | 5 | communication between ranks, or a rank that hangs |
 //! | 6 | non-finite loss |
 //! | 75 | preempted: a checkpoint was saved and the same command goes on from it |
 //! | 101 | panic |
 //! | 128 + n | killed by signal n, or ended without saving on a second signal n |
 
 pub mod args;
+pub mod attempt;
 pub mod error;
 pub mod event;
+pub mod heartbeat;
+pub mod hosts;
+pub mod leftovers;
 pub mod machine;
+pub mod mpirun;
 pub mod outcome;
 pub mod output;
 pub mod plan;
 pub mod process;
 pub mod rank;
+pub mod record;
+pub mod remote;
+pub mod restart;
 pub mod run;
+pub mod run_dir;
 pub mod session;
+pub mod slurm;
+pub mod status;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -41,7 +54,9 @@ use std::process::ExitCode;
 /// Runs the command line of this process and gives its exit code.
 pub fn main() -> ExitCode {
     let result = match args::Args::parse().command {
-        args::Command::Run(args) => plan::RunPlan::new(args).and_then(|plan| run::run(&plan)),
+        args::Command::Run(args) => plan::RunPlan::new(args).and_then(run::run),
+        args::Command::Status(args) => status::status(&args),
+        args::Command::Slurm(args) => slurm::slurm(&args),
         args::Command::Rank(args) => rank::run(&args),
     };
     match result {

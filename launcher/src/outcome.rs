@@ -7,6 +7,9 @@ use std::fmt;
 /// Exit code of a worker that saved a checkpoint because it was asked to end.
 pub const PREEMPTED: i32 = 75;
 
+/// Exit code of failed communication between ranks; a rank that hangs is reported as one.
+const COMMUNICATION: i32 = 5;
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -21,8 +24,20 @@ pub enum Outcome {
         /// How.
         ending: Ending,
     },
+    /// This rank gave no sign of life any more, so that the run was ended.
+    RankHangs {
+        /// Which.
+        rank: usize,
+        /// For how long its heartbeat had not changed.
+        seconds: u64,
+    },
     /// No rank failed, but mpirun did.
     MpirunFailed(Ending),
+    /// Nothing was started, because of so many hosts.
+    HostsUnusable {
+        /// How many, 1 or more.
+        hosts: usize,
+    },
     /// The user ended it with a second signal.
     Aborted {
         /// The second signal.
@@ -39,12 +54,22 @@ impl Outcome {
         let fine = [Ending::Exit(0), Ending::Exit(PREEMPTED)];
         let terminated = [Ending::Signal(libc::SIGTERM), Ending::Exit(128 + libc::SIGTERM)];
         let failed = || endings.iter().filter(|(_, ending)| !fine.contains(ending));
-        let first = failed().find(|(_, ending)| !terminated.contains(ending)).or_else(|| failed().next());
-        match first {
+        let of_itself = failed().find(|(_, ending)| !terminated.contains(ending));
+        // mpirun ends with the code of the rank that failed; with another it ended the ranks for a reason of its own.
+        let explained = || mpirun == Ending::Exit(128 + libc::SIGTERM);
+        match of_itself.or_else(|| failed().next().filter(|_| explained())) {
             Some(&(rank, ending)) => Self::RankFailed { rank, ending },
             None if mpirun != Ending::Exit(0) => Self::MpirunFailed(mpirun),
             None if endings.iter().any(|(_, ending)| *ending == Ending::Exit(PREEMPTED)) => Self::Preempted,
             None => Self::Finished,
+        }
+    }
+
+    /// The rank to blame, if it is one.
+    pub fn blamed(self) -> Option<usize> {
+        match self {
+            Self::RankFailed { rank, .. } | Self::RankHangs { rank, .. } => Some(rank),
+            _ => None,
         }
     }
 
@@ -54,6 +79,8 @@ impl Outcome {
             Self::Finished => 0,
             Self::Preempted => Ending::Exit(PREEMPTED).code(),
             Self::RankFailed { ending, .. } | Self::MpirunFailed(ending) => ending.code(),
+            Self::RankHangs { .. } => Ending::Exit(COMMUNICATION).code(),
+            Self::HostsUnusable { .. } => 1,
             Self::Aborted { signal } => Ending::Signal(signal).code(),
         }
     }
@@ -68,7 +95,17 @@ impl fmt::Display for Outcome {
                 "stopped after saving a checkpoint (exit code 75); the same command goes on from it"
             ),
             Self::RankFailed { rank, ending } => write!(f, "rank {rank} failed first: {ending}"),
+            Self::RankHangs { rank, seconds } => {
+                write!(
+                    f,
+                    "rank {rank} hangs: its heartbeat has not changed for {seconds} s; the run was ended"
+                )
+            }
             Self::MpirunFailed(ending) => write!(f, "mpirun failed, though no rank did: {ending}"),
+            Self::HostsUnusable { hosts: 1 } => write!(f, "a host cannot be used, so nothing was started"),
+            Self::HostsUnusable { hosts } => {
+                write!(f, "{hosts} hosts cannot be used, so nothing was started")
+            }
             Self::Aborted { signal } => {
                 write!(f, "ended by a second {} without saving", signal_name(*signal))
             }
@@ -93,10 +130,11 @@ fn meaning(code: i32) -> Option<&'static str> {
         2 => "usage or configuration",
         3 => "data",
         4 => "checkpoint",
-        5 => "communication between ranks",
+        COMMUNICATION => "communication between ranks",
         6 => "non-finite loss",
         PREEMPTED => "preempted",
         101 => "panic",
+        205 => "mpirun lost a host",
         _ => return None,
     })
 }
@@ -118,7 +156,8 @@ mod tests {
         assert_eq!(judge(&[(1, Exit(75)), (0, Exit(0))], Exit(0)), Outcome::Preempted);
         assert_eq!(judge(&[(1, Exit(75)), (0, Exit(4)), (2, Exit(5))], Exit(4)), failed(0, Exit(4)));
         assert_eq!(judge(&[(0, Signal(15)), (2, Exit(143)), (1, Exit(3))], Exit(3)), failed(1, Exit(3)));
-        assert_eq!(judge(&[(2, Signal(15)), (0, Signal(15))], Exit(1)), failed(2, Signal(15)));
+        assert_eq!(judge(&[(2, Signal(15)), (0, Signal(15))], Exit(143)), failed(2, Signal(15)));
+        assert_eq!(judge(&[(2, Signal(15))], Exit(205)), Outcome::MpirunFailed(Exit(205)));
         assert_eq!(judge(&[(0, Exit(0))], Exit(1)), Outcome::MpirunFailed(Exit(1)));
         assert_eq!(judge(&[], Signal(9)), Outcome::MpirunFailed(Signal(9)));
     }
@@ -133,6 +172,8 @@ mod tests {
         let data = Outcome::RankFailed { rank: 0, ending: Exit(3) };
         assert_eq!((data.code(), data.to_string().as_str()), (3, "rank 0 failed first: exit code 3 (data)"));
         assert_eq!(Outcome::Preempted.code(), 75);
+        let hangs = Outcome::RankHangs { rank: 1, seconds: 600 };
+        assert_eq!((hangs.code(), hangs.blamed()), (5, Some(1)));
         let aborted = Outcome::Aborted { signal: 2 };
         assert_eq!(
             (aborted.code(), aborted.to_string().as_str()),

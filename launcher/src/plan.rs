@@ -2,23 +2,47 @@
 
 use crate::args::{CpuBind, RunArgs};
 use crate::error::{Error, Result};
+use crate::hosts::{self, Host};
 use crate::machine;
-use crate::session::Session;
+use crate::restart::RestartPolicy;
+use crate::session::{Events, Session};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+/// Where ranks go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// All of them here.
+    Here {
+        /// Whether they share cores.
+        oversubscribed: bool,
+    },
+    /// To several machines.
+    Elsewhere {
+        /// Which, reached by the agent; none: those of the Slurm allocation, by Slurm.
+        hosts: Vec<Host>,
+        /// What starts a command on a host, as ssh does.
+        agent: PathBuf,
+        /// The network interface for all traffic.
+        interface: Option<String>,
+        /// The kind of MPI if srun starts the ranks instead of mpirun.
+        srun: Option<String>,
+    },
+}
 
 /// What will be started.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RunPlan {
     /// Number of ranks, at least 1.
     pub ranks: usize,
-    /// Whether ranks share cores.
-    pub oversubscribed: bool,
-    /// Cores of its own for each rank; 0: none is bound.
-    pub cores_per_rank: usize,
-    /// The `mpirun` executable.
+    /// Where they go.
+    pub place: Place,
+    /// Whether each rank gets cores of its own.
+    pub bind_cores: bool,
+    /// Parameters of Open MPI, names and values.
+    pub mca: Vec<String>,
+    /// The `mpirun` executable, or that of `srun`.
     pub mpirun: PathBuf,
     /// This executable, the wrapper around each rank.
     pub wrapper: PathBuf,
@@ -28,6 +52,10 @@ pub struct RunPlan {
     pub worker_args: Vec<OsString>,
     /// Run directory named by the worker's arguments.
     pub run_dir: Option<PathBuf>,
+    /// Seconds for which a heartbeat may stand still; 0: for ever.
+    pub hang_timeout: u64,
+    /// When to start again.
+    pub restarts: RestartPolicy,
 }
 
 impl RunPlan {
@@ -36,17 +64,26 @@ impl RunPlan {
     /// # Errors
     /// No ranks, too few cores to bind, no mpirun, no worker.
     pub fn new(args: RunArgs) -> Result<Self> {
-        let (oversubscribed, cores_per_rank) =
-            divide(args.ranks, machine::usable_cores().len(), args.cpu_bind)?;
+        let (ranks, place) = place(&args)?;
+        let run_dir = run_dir(&args.worker_args);
+        if matches!(place, Place::Elsewhere { .. }) && run_dir.is_none() {
+            return Err(Error::NoSharedFolder);
+        }
         let wrapper = std::env::current_exe().map_err(Error::io("find", Path::new("/proc/self/exe")))?;
         Ok(Self {
-            ranks: args.ranks,
-            oversubscribed,
-            cores_per_rank,
-            mpirun: machine::find_in_path("mpirun").ok_or(Error::NoMpirun)?,
+            ranks,
+            place,
+            bind_cores: args.cpu_bind == CpuBind::Cores,
+            mca: args.mca,
+            mpirun: match args.srun {
+                Some(_) => machine::find_in_path("srun").ok_or(Error::NoAllocation)?,
+                None => machine::find_in_path("mpirun").ok_or(Error::NoMpirun)?,
+            },
             worker: find_worker(args.worker, &wrapper)?,
             wrapper,
-            run_dir: run_dir(&args.worker_args),
+            run_dir,
+            hang_timeout: args.hang_timeout,
+            restarts: RestartPolicy { most: args.max_restarts, delay: args.restart_delay },
             worker_args: args.worker_args,
         })
     }
@@ -56,38 +93,56 @@ impl RunPlan {
         self.run_dir.as_deref().unwrap_or(session.folder()).join("logs")
     }
 
-    /// The mpirun command; the wrapper reports to `session`.
-    pub fn command(&self, session: &Session) -> Command {
-        let mut command = Command::new(&self.mpirun);
-        // Root is usual in containers, and refusing it protects nobody there.
-        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-        // One machine needs no network; what the user has set stays.
-        for variable in ["OMPI_MCA_oob_tcp_if_include", "OMPI_MCA_btl_tcp_if_include"] {
-            if std::env::var_os(variable).is_none() {
-                command.env(variable, "lo");
-            }
+    /// A listener if ranks go to other machines, otherwise a named pipe, in a folder of its own.
+    ///
+    /// # Errors
+    /// Neither can be made.
+    pub fn session(&self) -> Result<(Session, Events)> {
+        match &self.place {
+            Place::Here { .. } => Session::create(),
+            Place::Elsewhere { interface, .. } => Session::create_for_hosts(interface.as_deref()),
         }
-        command.arg("-n").arg(self.ranks.to_string());
-        if self.oversubscribed {
-            command.arg("--oversubscribe");
-        }
-        // mpirun's own default is one core a rank for 1 and 2 ranks, even outside this process's affinity mask.
-        command.args(["--bind-to", "none"]);
-        command.arg(&self.wrapper).arg("rank");
-        command.arg("--events").arg(session.pipe());
-        command.arg("--logs").arg(self.logs(session));
-        command.arg("--cores").arg(self.cores_per_rank.to_string());
-        command.arg(&self.worker).arg("--").args(&self.worker_args);
-        command
     }
 }
 
-fn divide(ranks: usize, cores: usize, bind: CpuBind) -> Result<(bool, usize)> {
-    match (ranks, bind) {
-        (0, _) => Err(Error::NoRanks),
-        (_, CpuBind::None) => Ok((ranks > cores, 0)),
-        (_, CpuBind::Cores) if ranks > cores => Err(Error::TooFewCores { ranks, cores }),
-        (_, CpuBind::Cores) => Ok((false, cores / ranks)),
+/// Counts the ranks and finds out where they go.
+fn place(args: &RunArgs) -> Result<(usize, Place)> {
+    let elsewhere = |hosts| {
+        let (agent, interface, srun) = (args.agent.clone(), args.interface.clone(), args.srun.clone());
+        Place::Elsewhere { hosts, agent, interface, srun }
+    };
+    if let Some(list) = &args.hosts {
+        let hosts = hosts::parse(list)?;
+        let room = hosts.iter().map(|host| host.ranks).sum();
+        return match args.ranks.unwrap_or(room) {
+            0 => Err(Error::NoRanks),
+            ranks if ranks > room => Err(Error::TooManyRanks { ranks, room }),
+            ranks => Ok((ranks, elsewhere(hosts))),
+        };
+    }
+    let ranks = args.ranks.ok_or(Error::HowManyRanks)?;
+    let nodes = allocated_nodes();
+    match (&args.srun, nodes) {
+        _ if ranks == 0 => return Err(Error::NoRanks),
+        (Some(_), 0) => return Err(Error::NoAllocation),
+        (Some(_), _) | (None, 2..) => return Ok((ranks, elsewhere(Vec::new()))),
+        (None, _) => {}
+    }
+    let oversubscribed = divide(ranks, machine::usable_cores().len(), args.cpu_bind)?;
+    Ok((ranks, Place::Here { oversubscribed }))
+}
+
+/// Nodes of the Slurm allocation in which this process runs, 0 without one.
+fn allocated_nodes() -> usize {
+    std::env::var("SLURM_JOB_NUM_NODES").ok().and_then(|nodes| nodes.parse().ok()).unwrap_or(0)
+}
+
+/// Whether ranks share cores.
+fn divide(ranks: usize, cores: usize, bind: CpuBind) -> Result<bool> {
+    match bind {
+        _ if ranks == 0 => Err(Error::NoRanks),
+        CpuBind::Cores if ranks > cores => Err(Error::TooFewCores { ranks, cores }),
+        _ => Ok(ranks > cores),
     }
 }
 
@@ -105,7 +160,8 @@ fn find_worker(given: Option<PathBuf>, wrapper: &Path) -> Result<PathBuf> {
     machine::find_in_path("ilm-worker").ok_or_else(|| Error::NoWorker { beside: folder.to_path_buf() })
 }
 
-fn run_dir(worker_args: &[OsString]) -> Option<PathBuf> {
+/// The run directory that the worker's arguments name.
+pub fn run_dir(worker_args: &[OsString]) -> Option<PathBuf> {
     let mut args = worker_args.iter();
     while let Some(arg) = args.next() {
         if arg == "--run-dir" {
@@ -126,24 +182,11 @@ mod tests {
         args.iter().map(OsString::from).collect()
     }
 
-    fn plan(ranks: usize, oversubscribed: bool) -> RunPlan {
-        RunPlan {
-            ranks,
-            oversubscribed,
-            cores_per_rank: 0,
-            mpirun: "/usr/bin/mpirun".into(),
-            wrapper: "/bin/ilm-launch".into(),
-            worker: "/bin/ilm-worker".into(),
-            worker_args: os(&["train", "--run-dir", "runs/a", "trainer.max_steps=3"]),
-            run_dir: Some("runs/a".into()),
-        }
-    }
-
     #[test]
     fn only_more_ranks_than_cores_oversubscribe() {
-        assert_eq!(divide(4, 4, CpuBind::None).unwrap(), (false, 0));
-        assert_eq!(divide(5, 4, CpuBind::None).unwrap(), (true, 0));
-        assert_eq!(divide(3, 8, CpuBind::Cores).unwrap(), (false, 2));
+        assert!(!divide(4, 4, CpuBind::None).unwrap());
+        assert!(divide(5, 4, CpuBind::None).unwrap());
+        assert!(!divide(3, 8, CpuBind::Cores).unwrap());
         assert!(matches!(divide(5, 4, CpuBind::Cores), Err(Error::TooFewCores { ranks: 5, cores: 4 })));
         assert!(matches!(divide(0, 4, CpuBind::None), Err(Error::NoRanks)));
     }
@@ -153,18 +196,6 @@ mod tests {
         assert_eq!(run_dir(&os(&["train", "--run-dir", "a b"])), Some("a b".into()));
         assert_eq!(run_dir(&os(&["--run-dir=x", "seed=1"])), Some("x".into()));
         assert_eq!(run_dir(&os(&["--run-directory", "x", "--run-dir"])), None);
-    }
-
-    #[test]
-    fn the_command_ends_with_the_wrapped_worker_unchanged() {
-        let (session, _reader) = Session::create().unwrap();
-        let command = plan(8, true).command(&session);
-        let words: Vec<_> = command.get_args().map(|word| word.to_str().unwrap()).collect();
-        assert_eq!(words[..6], ["-n", "8", "--oversubscribe", "--bind-to", "none", "/bin/ilm-launch"]);
-        let worker = words.iter().position(|word| *word == "/bin/ilm-worker").unwrap();
-        assert_eq!(words[worker + 1..], ["--", "train", "--run-dir", "runs/a", "trainer.max_steps=3"]);
-        assert!(words.contains(&"runs/a/logs"));
-        assert!(!plan(1, false).command(&session).get_args().any(|word| word == "--oversubscribe"));
     }
 
     #[test]

@@ -61,10 +61,22 @@ fn children() -> Vec<Pid> {
 }
 
 fn parent(process: Pid) -> Option<Pid> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name, in brackets, may itself hold blanks and brackets; the state and the parent follow it.
-    let after_name = &stat[stat.rfind(')')? + 1..];
+    let (_, after_name) = stat(process.as_raw())?;
     Some(Pid::from_raw(after_name.split_whitespace().nth(1)?.parse().ok()?))
+}
+
+/// The name of a process that lives; one that waits for its parent to notice its end does not.
+pub fn name(process: u32) -> Option<String> {
+    let (name, after_name) = stat(i32::try_from(process).ok()?)?;
+    (!after_name.trim_start().starts_with(['Z', 'X'])).then_some(name)
+}
+
+/// The name of a process, and what the kernel says after it: state, parent and more.
+fn stat(process: i32) -> Option<(String, String)> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name, in brackets, may itself hold blanks and brackets.
+    let (begin, after_name) = stat.rsplit_once(')')?;
+    Some((begin.split_once('(')?.1.to_owned(), after_name.to_owned()))
 }
 
 #[cfg(test)]
@@ -83,6 +95,10 @@ mod tests {
         let child = Command::new("sleep").arg("1000").spawn().unwrap();
         let child = Pid::from_raw(i32::try_from(child.id()).unwrap());
         assert!(children().contains(&child));
+        assert_eq!(name(child.as_raw().unsigned_abs()).as_deref(), Some("sleep"));
+        kill(child, Signal::SIGKILL).unwrap();
+        while name(child.as_raw().unsigned_abs()).is_some() {}
+        assert_eq!(parent(child), Some(Pid::this()), "not reaped yet");
         kill_descendants(Duration::from_secs(60));
         assert_eq!(parent(child), None);
     }

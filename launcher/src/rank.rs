@@ -4,8 +4,9 @@
 use crate::args::RankArgs;
 use crate::error::{Error, Result};
 use crate::event::{Ending, Event, Happening, MAX_PIECE, Stream};
+use crate::heartbeat::{self, unix_ms};
 use crate::outcome::PREEMPTED;
-use crate::{machine, process, session};
+use crate::{leftovers, machine, process, session};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgrp, setpgid};
@@ -14,17 +15,21 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 /// Where MPI and Slurm say which rank a process is.
 const RANK_VARIABLES: [&str; 4] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"];
 
 /// How long output is still read after the worker's end, in case a process it left behind holds it open.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// How often the heartbeat is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs the worker and gives the exit code for mpirun: the worker's own, or 128 + signal.
 ///
@@ -36,16 +41,18 @@ const LAST_OUTPUT: Duration = Duration::from_secs(1);
 pub fn run(args: &RankArgs) -> Result<u8> {
     let rank = own_rank()?;
     let reporter = Arc::new(Reporter::open(rank, args)?);
-    end_with_others(&reporter).map_err(Error::io("watch", &args.events))?;
-    if args.cores > 0 {
-        bind(rank, args.cores).map_err(Error::io("bind to its cores", &args.worker))?;
+    end_with_others(&reporter).map_err(Error::io("watch", Path::new(&args.events)))?;
+    if args.bind_cores {
+        bind(&args.worker)?;
     }
 
     let mut command = Command::new(&args.worker);
     command.args(&args.worker_args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     process::die_with_parent(&mut command, Signal::SIGKILL);
+    let began = unix_ms(SystemTime::now());
     let mut worker = command.spawn().map_err(Error::io("start", &args.worker))?;
-    reporter.tell(Happening::Started);
+    reporter.tell(Happening::Started { job: job() });
+    watch_heartbeat(&reporter, args, began);
 
     let (reading, all_read) = mpsc::channel();
     if let Some(output) = worker.stdout.take() {
@@ -68,13 +75,46 @@ fn own_rank() -> Result<usize> {
         .ok_or_else(|| Error::NoRank { variables: RANK_VARIABLES.join(", ") })
 }
 
-/// Restricts this process, and so the worker, to the cores `rank * cores ..` of the usable ones.
-fn bind(rank: usize, cores: usize) -> nix::Result<()> {
-    let mut set = CpuSet::new();
-    for cpu in machine::usable_cores().into_iter().skip(rank * cores).take(cores).flatten() {
-        set.set(cpu)?;
+/// Open MPI's number of this job.
+fn job() -> Option<u32> {
+    std::env::var(leftovers::JOB_VARIABLE).ok()?.parse().ok()
+}
+
+/// Tells the launcher, once, when the heartbeat that the worker writes after `began` has stood still for too long.
+///
+/// Only changes are looked at, by this process's own clock: so a clock that is set or differs does no harm.
+fn watch_heartbeat(reporter: &Arc<Reporter>, args: &RankArgs, began: u64) {
+    let (Some(run_dir), limit @ 1..) = (args.run_dir.clone(), args.hang_timeout) else { return };
+    let reporter = Arc::clone(reporter);
+    thread::spawn(move || {
+        let mut last = (None, Instant::now());
+        while last.0.is_none() || last.1.elapsed() < Duration::from_secs(limit) {
+            thread::sleep(LOOK_AGAIN);
+            let beat = heartbeat::read(&run_dir, reporter.rank, began);
+            if beat.is_some() && beat != last.0 {
+                last = (beat, Instant::now());
+            }
+        }
+        reporter.tell(Happening::Hangs(limit));
+    });
+}
+
+/// Restricts this process, and so the worker, to an equal share of this machine's usable cores.
+fn bind(worker: &Path) -> Result<()> {
+    let number = |name| std::env::var(name).ok()?.parse().ok();
+    let rank: usize = number("OMPI_COMM_WORLD_LOCAL_RANK").unwrap_or(0);
+    let ranks: usize = number("OMPI_COMM_WORLD_LOCAL_SIZE").unwrap_or(1).max(1);
+    let usable = machine::usable_cores();
+    let share = usable.len() / ranks;
+    if share == 0 {
+        return Err(Error::TooFewCores { ranks, cores: usable.len() });
     }
-    sched_setaffinity(Pid::from_raw(0), &set)
+    let refused = |error| Error::io("bind to its cores", worker)(error);
+    let mut set = CpuSet::new();
+    for cpu in usable.into_iter().skip(rank * share).take(share).flatten() {
+        set.set(cpu).map_err(refused)?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set).map_err(refused)
 }
 
 /// Ties this process and its group to mpirun and to the launcher, and keeps it alive while the worker saves.
@@ -91,19 +131,24 @@ fn end_with_others(reporter: &Arc<Reporter>) -> io::Result<()> {
     if getpgrp() != Pid::this() {
         setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
     }
-    let reporter = Arc::clone(reporter);
+    let launcher = reporter.launcher.lock().unwrap_or_else(PoisonError::into_inner).try_clone()?;
     thread::Builder::new().name("ilm-launch-alive".into()).spawn(move || {
-        wait_for_either(&reporter.pipe, &mpirun_gone);
-        // With the launcher or mpirun gone nobody would see the worker through.
+        wait_for_either(&launcher, &mpirun_gone);
+        // With the launcher or mpirun gone nobody would see the worker through, or remove what it shares with others:
+        // it needs the name of that no more.
+        if let Some(job) = job() {
+            leftovers::remove_segments(job);
+        }
         let _ = killpg(getpgrp(), Signal::SIGKILL);
     })?;
     Ok(())
 }
 
-/// Waits until nobody reads `pipe` any more or something can be read from `signalled`.
-fn wait_for_either(pipe: &File, signalled: &UnixStream) {
+/// Waits until nobody reads what is written to `launcher` any more, or something can be read from `signalled`.
+fn wait_for_either(launcher: &File, signalled: &UnixStream) {
     let watch = |fd: RawFd, events| libc::pollfd { fd, events, revents: 0 };
-    let mut watched = [watch(pipe.as_raw_fd(), 0), watch(signalled.as_raw_fd(), libc::POLLIN)];
+    let mut watched =
+        [watch(launcher.as_raw_fd(), libc::POLLRDHUP), watch(signalled.as_raw_fd(), libc::POLLIN)];
     loop {
         // SAFETY: `watched` holds two valid pollfds, borrowed for the call only, and their descriptors are open.
         let ready = unsafe { libc::poll(watched.as_mut_ptr(), 2, -1) };
@@ -116,7 +161,8 @@ fn wait_for_either(pipe: &File, signalled: &UnixStream) {
 /// Where the output and the state of this rank go.
 struct Reporter {
     rank: usize,
-    pipe: File,
+    /// Locked for a whole record, which a connection may take in parts.
+    launcher: Mutex<File>,
     log: Mutex<File>,
 }
 
@@ -125,12 +171,14 @@ impl Reporter {
         let path = args.logs.join(format!("rank-{rank}.log"));
         let log =
             OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
-        Ok(Self { rank, pipe: session::open_for_events(&args.events)?, log: Mutex::new(log) })
+        let launcher = session::open_for_events(&args.events)?;
+        Ok(Self { rank, launcher: Mutex::new(launcher), log: Mutex::new(log) })
     }
 
     fn tell(&self, what: Happening) {
+        let launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
         // A broken pipe means that the launcher is gone, and `end_with_others` sees to that.
-        let _ = Event { rank: self.rank, what }.send(&self.pipe);
+        let _ = Event { rank: self.rank, what }.send(&*launcher);
     }
 
     /// Copies lines to the log and, in pieces, to the launcher until the output ends.

@@ -3,8 +3,10 @@
 
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::remote::{self, Listener};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -15,31 +17,68 @@ use std::path::{Path, PathBuf};
 pub struct Session {
     folder: PathBuf,
     kept: bool,
-    /// Holds the pipe open while no rank does, so that the reader does not see its end too early.
-    writer: Option<File>,
+    door: Option<Door>,
 }
+
+/// What keeps the way of the events open while no rank does, so that the reader does not see its end too early.
+#[derive(Debug)]
+enum Door {
+    /// The writing end of the pipe.
+    Pipe(#[expect(dead_code, reason = "being open is all it is for")] File),
+    /// For ranks on other machines.
+    Network(Listener),
+}
+
+/// The events of all ranks in the order in which they came, waited for; the end comes when every rank is gone. What is
+/// no event is passed over.
+pub type Events = Box<dyn Iterator<Item = Event> + Send>;
 
 impl Session {
     /// Creates a fresh folder under the system's temporary one, and the pipe with its reading end.
     ///
     /// # Errors
     /// [`Error::Io`] if the temporary folder cannot be written.
-    pub fn create() -> Result<(Self, EventReader)> {
+    pub fn create() -> Result<(Self, Events)> {
         let folder = fresh_folder(&std::env::temp_dir())?;
-        let mut session = Self { folder, kept: false, writer: None };
+        let mut session = Self { folder, kept: false, door: None };
         let pipe = session.pipe();
         mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).map_err(Error::io("create", &pipe))?;
         // Opening one end alone waits for the other, so one that is both comes first; it may not stay, because it
         // would hide from the ranks that the reader is gone.
         let both = OpenOptions::new().read(true).write(true).open(&pipe).map_err(Error::io("open", &pipe))?;
         let reader = File::open(&pipe).map_err(Error::io("open", &pipe))?;
-        session.writer = Some(open_for_events(&pipe)?);
+        session.door = Some(Door::Pipe(open_pipe(&pipe)?));
         drop(both);
-        Ok((session, EventReader(BufReader::new(reader))))
+        Ok((session, Box::new(PipeReader(BufReader::new(reader)))))
     }
 
-    /// The named pipe.
-    pub fn pipe(&self) -> PathBuf {
+    /// Creates a fresh folder, and a listener on the network, or on one interface of it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the temporary folder cannot be written or the network refuses.
+    pub fn create_for_hosts(interface: Option<&str>) -> Result<(Self, Events)> {
+        let folder = fresh_folder(&std::env::temp_dir())?;
+        let (listener, events) = Listener::open(interface).map_err(Error::io("listen for", &folder))?;
+        Ok((Self { folder, kept: false, door: Some(Door::Network(listener)) }, Box::new(events)))
+    }
+
+    /// Where ranks report to, for [`open_for_events`].
+    pub fn address(&self) -> OsString {
+        match &self.door {
+            Some(Door::Network(listener)) => listener.address().into(),
+            _ => self.pipe().into(),
+        }
+    }
+
+    /// The word that lets ranks of other machines in.
+    pub fn token(&self) -> Option<&str> {
+        match &self.door {
+            Some(Door::Network(listener)) => Some(listener.token()),
+            _ => None,
+        }
+    }
+
+    fn pipe(&self) -> PathBuf {
         self.folder.join("events")
     }
 
@@ -48,9 +87,19 @@ impl Session {
         &self.folder
     }
 
-    /// Ends the reader once the last rank has closed the pipe.
-    pub fn close_pipe(&mut self) {
-        self.writer = None;
+    /// Ends ranks on other machines, whatever became of what started them.
+    pub fn hang_up(&self) {
+        if let Some(Door::Network(listener)) = &self.door {
+            listener.hang_up();
+        }
+    }
+
+    /// Ends the events once the last rank is gone.
+    pub fn close(&mut self) {
+        match &self.door {
+            Some(Door::Network(listener)) => listener.close(),
+            _ => self.door = None,
+        }
     }
 
     /// Leaves the folder where it is, for its logs.
@@ -78,11 +127,18 @@ fn fresh_folder(parent: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Opens the writing end of a launcher's pipe.
+/// Opens the way to a launcher by its [`Session::address`].
 ///
 /// # Errors
-/// [`Error::Io`] at once, without waiting, if no launcher reads it.
-pub fn open_for_events(pipe: &Path) -> Result<File> {
+/// [`Error::Io`], for a pipe at once, if no launcher is there.
+pub fn open_for_events(address: &OsStr) -> Result<File> {
+    match address.to_str() {
+        Some(network) if network.starts_with(remote::PREFIX) => remote::connect(network),
+        _ => open_pipe(Path::new(address)),
+    }
+}
+
+fn open_pipe(pipe: &Path) -> Result<File> {
     let file = OpenOptions::new()
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -94,14 +150,11 @@ pub fn open_for_events(pipe: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// The events of all ranks in the order in which they were written.
-#[derive(Debug)]
-pub struct EventReader(BufReader<File>);
+struct PipeReader(BufReader<File>);
 
-impl Iterator for EventReader {
+impl Iterator for PipeReader {
     type Item = Event;
 
-    /// Waits for the next event; `None` once every writer is gone. What is no event is passed over.
     fn next(&mut self) -> Option<Event> {
         let mut record = Vec::new();
         loop {
@@ -125,13 +178,13 @@ mod tests {
     fn events_pass_and_the_folder_goes() {
         let (mut session, reader) = Session::create().unwrap();
         let folder = session.folder().to_path_buf();
-        let started = |rank| Event { rank, what: Happening::Started };
-        let pipe = open_for_events(&session.pipe()).unwrap();
+        let started = |rank| Event { rank, what: Happening::Started { job: None } };
+        let pipe = open_for_events(&session.address()).unwrap();
         for rank in [2, 0] {
             started(rank).send(&pipe).unwrap();
         }
         drop(pipe);
-        session.close_pipe();
+        session.close();
         assert_eq!(reader.collect::<Vec<_>>(), [started(2), started(0)]);
         drop(session);
         assert!(!folder.exists());
@@ -141,7 +194,7 @@ mod tests {
     fn a_pipe_nobody_reads_is_an_error_and_no_wait() {
         let (session, reader) = Session::create().unwrap();
         drop(reader);
-        assert!(open_for_events(&session.pipe()).unwrap_err().to_string().starts_with("cannot open "));
+        assert!(open_for_events(&session.address()).unwrap_err().to_string().starts_with("cannot open "));
     }
 
     #[test]

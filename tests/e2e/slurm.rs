@@ -30,6 +30,37 @@ fn srun_starts_ranks_that_equal_mpiruns() {
     );
 }
 
+/// A batch script of the launcher, run to its end on a cluster of its own.
+fn batch_job(folder: &Path, set: &str) {
+    let script = folder.join("job.sh");
+    let mut launch = Command::new(program("ilm-launch"));
+    launch.args(["slurm", "train", "--cluster", "one_machine", "--set", set, "-o"]).arg(&script);
+    launch.args(["--set", "log=job.log", "--"]).args(tiny_star(&folder.join("run"))).args(STEPS);
+    run(&mut launch).expect(0);
+    let cluster = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/slurm-one-machine.sh");
+    let programs = program("ilm-worker").parent().expect("programs lie in a folder").display().to_string();
+    let mut job = Command::new("bash");
+    job.arg(cluster).arg("with").arg(folder.join("cluster")).args(["sbatch", "-W"]).arg(&script);
+    job.current_dir(folder).env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap_or_default()));
+    let finished = run(&mut job);
+    let log = std::fs::read_to_string(folder.join("job.log")).unwrap_or_default();
+    assert_eq!(finished.code, 0, "{}{log}", finished.stderr);
+    assert_eq!(last_step(&folder.join("run")), 6, "{log}");
+    assert!(folder.join("run/logs/rank-1.log").exists());
+}
+
+#[test]
+fn a_batch_script_trains_on_two_nodes_under_srun() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    batch_job(folder.path(), "launcher=srun");
+}
+
+#[test]
+fn a_batch_script_trains_on_two_nodes_under_mpirun() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    batch_job(folder.path(), "launcher=mpirun");
+}
+
 #[test]
 fn ranks_without_a_connection_are_refused() {
     let folder = tempfile::tempdir().expect("a temporary folder");

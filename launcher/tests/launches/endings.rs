@@ -2,6 +2,7 @@
 
 use crate::support::{Bench, LAUNCHER, send, text, wait_until};
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 #[test]
@@ -79,13 +80,52 @@ fn nothing_survives_a_killed_launcher() {
 fn nothing_survives_a_killed_mpirun() {
     let bench = Bench::new("setsid sleep 1000 &\necho >> ready\nexec sleep 1000");
     let launcher = bench.start(2);
-    let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let mpirun = bench.processes().into_iter().find(|&pid| matches!(name(pid).trim(), "mpirun" | "orterun"));
-    send("-KILL", mpirun.expect("mpirun runs"));
+    send("-KILL", bench.mpirun());
     let output = launcher.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(137));
     assert!(text(&output.stderr).contains("mpirun failed, though no rank did: killed by signal 9 (SIGKILL)"));
     assert_eq!(bench.processes(), Vec::<u32>::new());
+}
+
+/// Open MPI's files of the run whose ranks wrote their job's number to the file `job`.
+fn shared_files(bench: &Bench) -> Vec<String> {
+    let job: u32 = bench.read("job").lines().next().unwrap().parse().unwrap();
+    let names = |folder: &Path| -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    };
+    let mut files = names(Path::new("/dev/shm"));
+    files.retain(|name| name.contains(&format!(".{job:x}.")));
+    files.extend(names(bench.path()).into_iter().filter(|name| name.starts_with("ompi.")));
+    files
+}
+
+#[test]
+fn no_shared_memory_survives_a_killed_mpirun() {
+    let bench = Bench::new("echo $OMPI_MCA_ess_base_jobid >> job\nexec ./meet");
+    bench.compile_meeting("meet");
+    let launcher = bench.start(2);
+    assert_eq!(shared_files(&bench).len(), 2);
+    send("-KILL", bench.mpirun());
+    assert_eq!(launcher.wait_with_output().unwrap().status.code(), Some(137));
+    assert_eq!(shared_files(&bench), Vec::<String>::new());
+}
+
+#[test]
+fn no_shared_memory_survives_launcher_and_mpirun_killed_together() {
+    let bench = Bench::new("echo $OMPI_MCA_ess_base_jobid >> job\nexec ./meet");
+    bench.compile_meeting("meet");
+    let mut launcher = bench.start(2);
+    let mpirun = bench.mpirun();
+    // Stopped first, so that neither can do anything about the end of the other.
+    for (signal, pid) in
+        [("-STOP", launcher.id()), ("-STOP", mpirun), ("-KILL", mpirun), ("-KILL", launcher.id())]
+    {
+        send(signal, pid);
+    }
+    launcher.wait().unwrap();
+    wait_until("all processes are gone", || bench.processes().is_empty());
+    assert_eq!(shared_files(&bench), Vec::<String>::new());
 }
 
 #[test]
@@ -105,6 +145,18 @@ fn errors_of_the_command_line_are_one_sentence_and_code_2() {
         );
     };
     check(&mut bench.command(0, &[], &[]), "-n 0 starts no rank; ask for 1 or more");
+    check(
+        Command::new(LAUNCHER).args(["run", "--", "train"]),
+        "how many ranks? say -n N, or --hosts a:8,b:8 for several machines",
+    );
+    check(
+        &mut bench.command(3, &["--hosts", "a:1,b:1"], &["--run-dir", "run"]),
+        "-n 3 is more than the 2 ranks that --hosts has room for",
+    );
+    check(
+        &mut bench.command(1, &["--hosts", "a:1"], &[]),
+        "several machines need --run-dir DIR among the worker's arguments, on a file system that they share",
+    );
     check(
         bench.command(1, &[], &[]).env("PATH", bench.path()),
         "mpirun is not in PATH; install it with: apt install openmpi-bin",

@@ -3,6 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on has to fail its test")]
 
 mod endings;
+mod heartbeats;
+mod hosts;
 mod output;
+mod restarts;
 mod signals;
+mod slurm;
+mod status;
 mod support;

@@ -13,6 +13,20 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 pub const LAUNCHER: &str = env!("CARGO_BIN_EXE_ilm-launch");
 
+/// What workers of several tests do.
+///
+/// `beat RUN STEP`: writes the heartbeat. `save RUN STEP`: leaves what looks like a checkpoint.
+const FUNCTIONS: &str = r#"beat() {
+    mkdir -p $1/heartbeats
+    printf '{"rank":%d,"pid":%d,"host":"here","phase":"train","step":%d,"last_collective":{"name":"gradients",
+        "sequence":%d,"bytes":64},"updated_unix_ms":%s}' $RANK $$ $2 $((10 * $2)) $(date +%s%3N) >$1/heartbeats/.$RANK
+    mv $1/heartbeats/.$RANK $1/heartbeats/rank-$RANK.json
+}
+save() {
+    mkdir -p $1/checkpoints/step-$2
+    echo '{}' >$1/checkpoints/step-$2/manifest.json
+}"#;
+
 pub struct Bench {
     folder: TempDir,
 }
@@ -21,7 +35,7 @@ impl Bench {
     /// A folder with the shell script `worker`, in which `$RANK` is the rank.
     pub fn new(worker: &str) -> Self {
         let bench = Self { folder: TempDir::new().unwrap() };
-        let script = format!("#!/bin/bash\nRANK=$OMPI_COMM_WORLD_RANK\n{worker}\n");
+        let script = format!("#!/bin/bash\nRANK=$OMPI_COMM_WORLD_RANK\n{FUNCTIONS}\n{worker}\n");
         fs::write(bench.worker(), script).unwrap();
         make_executable(&bench.worker());
         bench
@@ -56,9 +70,36 @@ impl Bench {
         output
     }
 
+    /// Compiles an MPI program whose ranks meet at barriers until they are killed.
+    pub fn compile_meeting(&self, name: &str) {
+        let source = r#"#include <mpi.h>
+            #include <stdio.h>
+            #include <unistd.h>
+            int main(int argc, char **argv) {
+                MPI_Init(&argc, &argv);
+                MPI_Barrier(MPI_COMM_WORLD);
+                FILE *ready = fopen("ready", "a");
+                fputs("\n", ready);
+                fclose(ready);
+                for (;;) {
+                    MPI_Barrier(MPI_COMM_WORLD);
+                    usleep(1000);
+                }
+            }"#;
+        let file = self.path().join(format!("{name}.c"));
+        fs::write(&file, source).unwrap();
+        let mut compiler = Command::new("mpicc");
+        assert!(compiler.arg(&file).arg("-o").arg(self.path().join(name)).status().unwrap().success());
+    }
+
     /// Starts a run whose ranks each write a line to the file `ready` when they are, and waits for that.
     pub fn start(&self, ranks: usize) -> Child {
-        let mut command = self.command(ranks, &[], &[]);
+        self.start_with(ranks, &[], &[])
+    }
+
+    /// The same with options of the launcher and arguments of the worker.
+    pub fn start_with(&self, ranks: usize, options: &[&str], worker_args: &[&str]) -> Child {
+        let mut command = self.command(ranks, options, worker_args);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         wait_until("the ranks are ready", || self.read("ready").lines().count() == ranks);
         child
@@ -73,6 +114,13 @@ impl Bench {
         };
         let entries = fs::read_dir("/proc").unwrap();
         entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter(has_mark).collect()
+    }
+
+    /// The process number of mpirun.
+    pub fn mpirun(&self) -> u32 {
+        let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let is_mpirun = |pid: &u32| matches!(name(*pid).trim(), "mpirun" | "orterun");
+        self.processes().into_iter().find(is_mpirun).expect("mpirun runs")
     }
 }
 

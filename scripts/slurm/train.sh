@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Written by: ilm-launch slurm train --cluster generic -- --experiment lm1b_ilm --run-dir runs/lm1b_ilm
+# Change the settings there and write it again.
+#SBATCH --job-name=lm1b_ilm
+#SBATCH --nodes=2
+#SBATCH --ntasks=16
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=8
+#SBATCH --time=24:00:00
+# Slurm warns the batch shell alone, this many seconds before the end, so that the ranks have time to save.
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%j.out
+#SBATCH --exclusive
+set -euo pipefail
+
+fail() {
+    echo "batch script: $*" >&2
+    exit 2
+}
+
+# agree WHAT WANTED GRANTED
+agree() {
+    [[ $3 == "$2" ]] ||
+        fail "the allocation has ${3:-no} $1, but this script was written for $2; submit it unchanged or write it again"
+}
+agree nodes 2 "${SLURM_JOB_NUM_NODES:-}"
+agree tasks 16 "${SLURM_NTASKS:-}"
+agree "CPUs per task" 8 "${SLURM_CPUS_PER_TASK:-}"
+agree "GPUs per node" 8 "${SLURM_GPUS_ON_NODE:-}"
+
+set -- --experiment lm1b_ilm --run-dir runs/lm1b_ilm
+
+child=
+interrupted=false
+may_requeue=true
+
+# Whatever the signal was that came here, the ranks save a checkpoint on USR1. Called by the traps:
+# shellcheck disable=SC2317
+ask_to_save() {
+    interrupted=true
+    [[ -z $child ]] || kill -USR1 "$child" 2>/dev/null || true
+}
+trap ask_to_save USR1
+# From scancel, or from a scheduler that requeues by itself: to requeue here would bring back what was cancelled.
+trap 'may_requeue=false; ask_to_save' TERM
+
+ilm-launch run -n 16 --srun pmix --max-restarts 3 --restart-delay 10 \
+    -- "$@" &
+child=$!
+# A signal ends `wait` early, and that is not the end of the ranks.
+while :; do
+    interrupted=false
+    code=0
+    wait "$child" || code=$?
+    $interrupted || break
+done
+
+if ((code == 75)) && $may_requeue; then
+    echo "batch script: the ranks saved and stopped; job $SLURM_JOB_ID is requeued and goes on from there" >&2
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
