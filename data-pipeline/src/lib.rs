@@ -25,7 +25,7 @@ mod tokenizer;
 pub use crate::{
     batch::{PackedBatch, PadSide, PromptBatch, pad_truncate},
     collate::Collator,
-    config::{DataConfig, Detokenizer, SpecialTokenNames, StarConfig, StarKind, Task},
+    config::{DataConfig, Detokenizer, OnBad, SpecialTokenNames, StarConfig, StarKind, Task},
     dataset::{Dataset, Example},
     detokenize::detokenize_lm1b,
     drop::{Drops, KeyedDrops, SampleKey},

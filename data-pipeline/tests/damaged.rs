@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use data_pipeline::{
-    Columns, Dataset, Detokenizer, Error, ParquetDataset, ParquetOptions, SpecialTokenNames, Tokenizer,
+    Columns, Dataset, Detokenizer, Error, OnBad, ParquetDataset, ParquetOptions, SpecialTokenNames, Tokenizer,
 };
 
 fn bert() -> Arc<Tokenizer> {
@@ -19,6 +19,8 @@ fn options() -> ParquetOptions {
         detokenizer: Detokenizer::None,
         max_tokens: None,
         window_groups: 2,
+        on_bad_row: OnBad::Error,
+        on_bad_file: OnBad::Error,
     }
 }
 

@@ -16,7 +16,7 @@ use arrow::{
     datatypes::{Field, Int32Type, Schema},
 };
 use data_pipeline::{
-    Columns, DataConfig, Dataset, Detokenizer, Error, Example, ParquetDataset, ParquetOptions,
+    Columns, DataConfig, Dataset, Detokenizer, Error, Example, OnBad, ParquetDataset, ParquetOptions,
     SpecialTokenNames, Split, Task, Tokenizer, detokenize_lm1b,
 };
 use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
@@ -154,7 +154,14 @@ fn write(path: &Path, columns: Vec<(&str, ArrayRef)>, rows_per_group: usize) {
 }
 
 fn options(columns: Columns) -> ParquetOptions {
-    ParquetOptions { columns, detokenizer: Detokenizer::None, max_tokens: None, window_groups: 2 }
+    ParquetOptions {
+        columns,
+        detokenizer: Detokenizer::None,
+        max_tokens: None,
+        window_groups: 2,
+        on_bad_row: OnBad::Error,
+        on_bad_file: OnBad::Error,
+    }
 }
 
 fn numbers(path: &Path, columns: Columns) -> Result<ParquetDataset, Error> {
