@@ -268,6 +268,13 @@ fn a_text_that_the_tokenizer_refuses_names_its_row() {
 }
 
 #[test]
+fn odd_names_of_columns_stay_on_one_line() {
+    let (_dir, path) = in_temporary_file(Arc::new(StringArray::from(vec!["1"])), "te\nxt\u{7}");
+    let message = numbers(&path, Columns::Language).unwrap_err().to_string();
+    assert!(message.ends_with(r"its columns are 'te\nxt\u{7}'"), "{message}");
+}
+
+#[test]
 fn prompts_need_both_columns_and_lists() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("set.parquet");

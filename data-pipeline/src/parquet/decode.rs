@@ -135,11 +135,19 @@ impl Rows {
 }
 
 /// The Parquet decoder panics on some damaged bytes (levels that end early, for one); the file must be named then, too.
+/// The reason is one line, though the decoder may quote damaged names.
 pub(super) fn no_panic<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    const MAX_REASON: usize = 300;
     CATCHING.set(true);
     let result = catch_unwind(AssertUnwindSafe(decode));
     CATCHING.set(false);
-    result.unwrap_or_else(|_| Err("the Parquet decoder panicked on it".into()))
+    let result = result.unwrap_or_else(|_| Err("the Parquet decoder panicked on it".into()));
+    result.map_err(|reason| reason.chars().take(MAX_REASON).flat_map(one_line).collect())
+}
+
+fn one_line(character: char) -> impl Iterator<Item = char> {
+    let escaped = character.is_control().then(|| character.escape_default());
+    escaped.is_none().then_some(character).into_iter().chain(escaped.into_iter().flatten())
 }
 
 thread_local! {

@@ -50,6 +50,11 @@ impl ChunkReader for Chunk {
 /// The pages of a chunk, checked.
 pub(super) struct Pages {
     inner: SerializedPageReader<Chunk>,
+    claims: Claims,
+}
+
+/// What the pages of a chunk may claim.
+struct Claims {
     /// Levels (values, nulls and empty lists) that the data pages may still hold.
     levels_left: i64,
     /// Values of a text page begin after its definition levels.
@@ -66,14 +71,16 @@ impl Pages {
         rows: usize,
     ) -> Result<Self> {
         check_sizes(&chunk.bytes, metadata.uncompressed_size().max(ALWAYS_ALLOWED))?;
-        Ok(Self {
-            inner: SerializedPageReader::new(chunk.into(), metadata, rows, None)?,
+        let claims = Claims {
             levels_left: metadata.num_values(),
             has_definitions: descriptor.max_def_level() > 0,
             physical_type: descriptor.physical_type(),
-        })
+        };
+        Ok(Self { inner: SerializedPageReader::new(chunk.into(), metadata, rows, None)?, claims })
     }
+}
 
+impl Claims {
     fn check(&mut self, page: &Page) -> Result<()> {
         let claimed = i64::from(page.num_values());
         if let Page::DictionaryPage { buf, .. } = page {
@@ -96,7 +103,7 @@ impl Pages {
 impl PageReader for Pages {
     fn get_next_page(&mut self) -> Result<Option<Page>> {
         let page = self.inner.get_next_page()?;
-        page.iter().try_for_each(|page| self.check(page))?;
+        page.iter().try_for_each(|page| self.claims.check(page))?;
         Ok(page)
     }
 
@@ -203,5 +210,78 @@ impl Compact<'_> {
         // The first value.
         self.varint()?;
         Some(header)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(encoding: Encoding, num_values: u32, bytes: &'static [u8]) -> Page {
+        Page::DataPage {
+            buf: Bytes::from_static(bytes),
+            num_values,
+            encoding,
+            def_level_encoding: Encoding::RLE,
+            rep_level_encoding: Encoding::RLE,
+            statistics: None,
+        }
+    }
+
+    fn texts(has_definitions: bool) -> Claims {
+        Claims { levels_left: 10, has_definitions, physical_type: PhysicalType::BYTE_ARRAY }
+    }
+
+    #[test]
+    fn a_dictionary_holds_what_its_bytes_can_hold() {
+        let dictionary = |num_values| Page::DictionaryPage {
+            buf: Bytes::from_static(&[0; 16]),
+            num_values,
+            encoding: Encoding::PLAIN,
+            is_sorted: false,
+        };
+        for (physical_type, values) in
+            [(PhysicalType::BYTE_ARRAY, 4), (PhysicalType::INT32, 4), (PhysicalType::INT64, 2)]
+        {
+            let mut claims = Claims { physical_type, ..texts(true) };
+            claims.check(&dictionary(values)).unwrap();
+            let error = claims.check(&dictionary(u32::MAX)).unwrap_err().to_string();
+            assert!(error.contains("claims 4294967295 values of its dictionary"), "{error}");
+            assert!(claims.check(&dictionary(values + 1)).is_err());
+        }
+    }
+
+    #[test]
+    fn pages_together_hold_no_more_than_their_chunk() {
+        let mut claims = texts(false);
+        claims.check(&data(Encoding::PLAIN, 7, &[])).unwrap();
+        claims.check(&data(Encoding::PLAIN, 3, &[])).unwrap();
+        assert!(claims.check(&data(Encoding::PLAIN, 1, &[])).is_err());
+    }
+
+    #[test]
+    fn texts_stored_as_deltas_are_as_many_as_the_page_says() {
+        // Blocks of 128 values in 4 miniblocks, 3 values: 2, and deltas in one block of width 1 from 0.
+        const THREE: [u8; 13] = [0x80, 1, 4, 3, 4, 0, 1, 0, 0, 0, 1, 0, 0];
+        const MANY: [u8; 9] = [0x80, 1, 4, 0xff, 0xff, 0xff, 0xff, 0x0f, 4];
+        let lengths = Encoding::DELTA_LENGTH_BYTE_ARRAY;
+        texts(false).check(&data(lengths, 3, &THREE)).unwrap();
+        assert!(texts(false).check(&data(lengths, 2, &THREE)).is_err());
+        assert!(texts(false).check(&data(lengths, 9, &MANY)).is_err());
+        let levels_first: &[u8] = &[2, 0, 0, 0, 6, 1, 0x80, 1, 4, 3, 4];
+        texts(true).check(&data(lengths, 3, levels_first)).unwrap();
+        assert!(texts(true).check(&data(lengths, 2, levels_first)).is_err());
+        // Shared prefixes, then suffixes: the second count lies.
+        let both: &'static [u8] = Box::leak([&THREE[..], &[0], &MANY].concat().into_boxed_slice());
+        let error = texts(false).check(&data(Encoding::DELTA_BYTE_ARRAY, 9, both)).unwrap_err().to_string();
+        assert!(error.contains("claims 4294967295 lengths"), "{error}");
+    }
+
+    #[test]
+    fn a_page_header_may_not_claim_more_than_its_chunk() {
+        let header = |size: &[u8]| [&[0x15, 0, 0x15][..], size, &[0x15, 4, 0, 9, 9]].concat();
+        check_sizes(&[header(&[80]), header(&[80])].concat(), 40).unwrap();
+        check_sizes(&header(&[80]), 39).unwrap_err();
+        check_sizes(&[header(&[80]), header(&[0x80, 0x80, 0x80, 0x80, 4])].concat(), 40).unwrap_err();
     }
 }

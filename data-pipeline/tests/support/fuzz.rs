@@ -148,10 +148,10 @@ fn damaged(corpus: &[Vec<u8>], below: &mut impl FnMut(usize) -> usize) -> Vec<u8
         match below(8) {
             0 => rest[0] ^= 1 << below(8),
             1 => rest[0] = below(256) as u8,
-            // The largest numbers that a variable-length integer of 32 or 64 bits holds, and one of 41 bits.
+            // The largest numbers that a variable-length integer of 32 or 64 bits holds, and powers of two.
             2 => overwrite(rest, &[0xff, 0xff, 0xff, 0xff, 0x0f]),
             3 => overwrite(rest, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]),
-            4 => overwrite(rest, &[0x80, 0x80, 0x80, 0x80, 0x80, 0x40]),
+            4 => overwrite(rest, &[0x80, 0x80, 0x80, 0x80, 0x80, 0x40][below(5)..]),
             5 => overwrite(rest, &vec![if below(2) == 0 { 0 } else { 0xff }; 1 + below(16)]),
             6 => {
                 // Bytes of another place or file.
