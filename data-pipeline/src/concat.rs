@@ -86,6 +86,10 @@ impl Dataset for Concat {
         }
     }
 
+    fn skipped(&self) -> u64 {
+        self.parts.iter().map(|part| part.dataset.skipped()).sum()
+    }
+
     fn fingerprint(&self) -> &str {
         &self.fingerprint
     }

@@ -24,6 +24,12 @@ pub struct DataConfig {
     pub detokenizer: Detokenizer,
     /// Keep the first so many ids of a text (none: all).
     pub max_tokens: Option<usize>,
+    /// What a bad row does: one that is null or has a null element, is not UTF-8, has an id outside the vocabulary or
+    /// cannot be tokenised. A row without tokens (an empty or blank text, an empty list) is not bad.
+    pub on_bad_row: OnBad,
+    /// What a damaged file does: one without a sound footer or the wanted column, or with a row group that cannot be
+    /// decoded (then its sound row groups stay). A file that cannot be reached is an error in any case.
+    pub on_bad_file: OnBad,
     /// The star-graph generator.
     pub star: StarConfig,
     /// Visit the training rows in a new order each epoch; false reads them as they lie.
@@ -71,6 +77,8 @@ impl Default for DataConfig {
             special_tokens: SpecialTokenNames::default(),
             detokenizer: Detokenizer::None,
             max_tokens: None,
+            on_bad_row: OnBad::Error,
+            on_bad_file: OnBad::Error,
             star: StarConfig::default(),
             shuffle: true,
             // Every batch mixes all lanes, so it holds rows of up to 64 windows anyway; two groups also part neighbours
@@ -96,6 +104,17 @@ pub enum Task {
     Text,
     /// Path finding in star graphs: a prompt (edges, source, goal) and the path as consecutive edges.
     Star,
+}
+
+/// What damaged data does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBad {
+    /// End the run with an error that names the place.
+    #[default]
+    Error,
+    /// Leave it out, with a warning, and count it.
+    Skip,
 }
 
 /// What is undone to a text before it is tokenised.

@@ -46,6 +46,11 @@ pub trait Dataset: Send + Sync {
     /// Says that these rows are asked for soon, so that what is slow to fetch can be fetched meanwhile.
     fn read_ahead(&self, _rows: &[u64]) {}
 
+    /// How many different rows have been skipped so far because they or their files are bad.
+    fn skipped(&self) -> u64 {
+        0
+    }
+
     /// A hash that changes when the rows or the rules that make examples of them change.
     fn fingerprint(&self) -> &str;
 

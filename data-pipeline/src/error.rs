@@ -95,6 +95,12 @@ pub enum Error {
         /// The location as configured.
         location: String,
     },
+    /// No row is left once the bad ones are skipped.
+    #[error("every row of '{location}' is bad and skipped; a split needs at least one sound row")]
+    AllSkipped {
+        /// The location as configured.
+        location: String,
+    },
     /// A row group cannot be decoded.
     #[error("row group {row_group} (rows {first_row}..={last_row}) of '{path}' is damaged: {reason}; replace the file", path = path.display())]
     RowGroup {

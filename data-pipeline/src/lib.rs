@@ -29,7 +29,7 @@ pub use crate::{
     batch::{BatchPool, PackedBatch, PadSide, PromptBatch, pad_truncate},
     collate::{Collator, MicroBatchLimit},
     concat::Concat,
-    config::{DataConfig, Detokenizer, MixtureEntry, SpecialTokenNames, StarConfig, StarKind, Task},
+    config::{DataConfig, Detokenizer, MixtureEntry, OnBad, SpecialTokenNames, StarConfig, StarKind, Task},
     dataset::{Dataset, Example, Part},
     detokenize::detokenize_lm1b,
     drop::{Drops, KeyedDrops, SampleKey},

@@ -172,6 +172,8 @@ impl DataConfig {
             detokenizer: self.detokenizer,
             max_tokens: self.max_tokens,
             window_groups: self.window_groups,
+            on_bad_row: self.on_bad_row,
+            on_bad_file: self.on_bad_file,
         };
         Ok(Arc::new(ParquetDataset::open(location, tokenizer, options)?))
     }

@@ -1,212 +1,269 @@
-//! Damaged and odd files: each gives rows, or one sentence that names file, row group and row.
+//! Every damaged or odd file under every policy: exactly these rows are refused, or skipped and counted.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
 
 use data_pipeline::{
-    Columns, Dataset, Detokenizer, Error, ParquetDataset, ParquetOptions, SpecialTokenNames, Tokenizer,
+    Columns, Dataset, Detokenizer, Error, OnBad, ParquetDataset, ParquetOptions, SpecialTokenNames, Tokenizer,
 };
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+/// What is wrong with a file.
+enum Fault {
+    /// It cannot be used at all; its sentence has these parts.
+    File(&'static [&'static str]),
+    /// The rows 100..=199, its second row group, cannot be decoded.
+    SecondGroup(&'static str),
+    /// These rows are bad.
+    Rows(Vec<u64>, &'static str),
+    /// Nothing.
+    None,
+    /// It is sound, without rows.
+    NoRows,
+}
+
+const MARK: &str = "does not end with the mark 'PAR1'";
+
+/// (name, rows, fault) of every file of the folder.
+fn cases() -> Vec<(&'static str, u64, Fault)> {
+    let nulls = [8, 15, 17, 32, 63, 72, 97].into_iter().chain(100..200).collect();
+    vec![
+        ("truncated", 0, Fault::File(&[MARK])),
+        ("zero_byte", 0, Fault::File(&["it has only 0 bytes"])),
+        ("not_parquet", 0, Fault::File(&[MARK])),
+        ("bad_footer_magic", 0, Fault::File(&[MARK])),
+        ("bad_footer_length", 0, Fault::File(&["footer of 2147483632 bytes in a file of 38308"])),
+        ("corrupt_footer_metadata", 0, Fault::File(&["footer is damaged"])),
+        ("wrong_column", 0, Fault::File(&["no column", "'text'", "its columns are 'content'"])),
+        ("wrong_type", 0, Fault::File(&["column 'text'", "holds INT64, but text is needed"])),
+        ("wrong_type_list", 0, Fault::File(&["column 'text'", "holds lists of text, but text is needed"])),
+        ("null_texts", 300, Fault::Rows(nulls, "column 'text' is null")),
+        ("invalid_utf8_binary", 100, Fault::Rows(vec![0, 97, 98], "not valid UTF-8")),
+        ("invalid_utf8_string", 100, Fault::Rows(vec![0, 97, 98], "not valid UTF-8")),
+        ("corrupt_page_data", 400, Fault::SecondGroup("is damaged")),
+        ("corrupt_page_crc", 400, Fault::SecondGroup("CRC checksum mismatch")),
+        ("empty_strings", 100, Fault::None),
+        ("huge_document", 51, Fault::None),
+        ("no_rows", 0, Fault::NoRows),
+    ]
+}
+
+const BOTH: [OnBad; 2] = [OnBad::Error, OnBad::Skip];
+
+fn folder() -> PathBuf {
+    test_support::data_dir().join("bad")
+}
+
+fn file(name: &str) -> PathBuf {
+    folder().join(format!("{name}.parquet"))
+}
 
 fn bert() -> Arc<Tokenizer> {
     let path = test_support::data_dir().join("tokenizers/bert-base-uncased/tokenizer.json");
     Arc::new(Tokenizer::open(&path, &SpecialTokenNames::default()).unwrap())
 }
 
-fn options() -> ParquetOptions {
+fn options(on_bad_row: OnBad, on_bad_file: OnBad) -> ParquetOptions {
     ParquetOptions {
         columns: Columns::Language,
         detokenizer: Detokenizer::None,
-        max_tokens: None,
+        max_tokens: Some(64),
         window_groups: 2,
+        on_bad_row,
+        on_bad_file,
     }
 }
 
-fn open_path(path: &Path) -> Result<ParquetDataset, Error> {
-    ParquetDataset::open(path.to_str().unwrap(), &bert(), options())
+fn open(
+    location: &Path,
+    tokenizer: &Arc<Tokenizer>,
+    on_bad_row: OnBad,
+    on_bad_file: OnBad,
+) -> Result<ParquetDataset, Error> {
+    ParquetDataset::open(location.to_str().unwrap(), tokenizer, options(on_bad_row, on_bad_file))
 }
 
-fn open(name: &str) -> Result<ParquetDataset, Error> {
-    open_path(&test_support::data_dir().join("bad").join(name))
-}
-
-/// The error of opening: one line that names the file and all of `parts`.
-fn refused(name: &str, parts: &[&str]) -> Error {
-    let error = open(name).unwrap_err();
-    one_sentence(&error, name, parts);
-    error
-}
-
-fn one_sentence(error: &Error, name: &str, parts: &[&str]) {
+fn has_parts(error: &Error, name: &str, parts: &[&str]) {
     let message = error.to_string();
-    assert!(!message.contains('\n'), "{message}");
-    for part in parts.iter().chain([&name]) {
+    let file = format!("{name}.parquet");
+    for part in parts.iter().chain([&file.as_str()]) {
         assert!(message.contains(part), "'{part}' is not in: {message}");
     }
+    assert!(!message.contains('\n'), "{message}");
 }
 
-/// Every row's number of tokens or error, read in an order that mixes row groups.
-fn rows(dataset: &ParquetDataset) -> BTreeMap<u64, Result<usize, Error>> {
+/// Reads all rows (twice, if some are bad) in an order that mixes row groups: the `bad` ones are refused with `part`, or skipped.
+fn read(dataset: &ParquetDataset, name: &str, bad: &BTreeSet<u64>, part: &str, policy: OnBad) {
     let len = dataset.len();
-    (0..len)
-        .map(|i| i * 7919 % len)
-        .map(|row| (row, dataset.example(row).map(|e| e.unwrap().tokens.len())))
-        .collect()
-}
-
-fn bad_rows(rows: &BTreeMap<u64, Result<usize, Error>>) -> Vec<u64> {
-    rows.iter().filter(|(_, result)| result.is_err()).map(|(row, _)| *row).collect()
-}
-
-#[test]
-fn files_without_a_sound_footer_are_refused_at_the_start() {
-    for (name, reason) in [
-        ("truncated.parquet", "does not end with the mark 'PAR1'"),
-        ("zero_byte.parquet", "it has only 0 bytes"),
-        ("not_parquet.parquet", "does not end with the mark 'PAR1'"),
-        ("bad_footer_magic.parquet", "does not end with the mark 'PAR1'"),
-        ("bad_footer_length.parquet", "claims a footer of 2147483632 bytes in a file of 38308"),
-        ("corrupt_footer_metadata.parquet", "footer is damaged"),
-    ] {
-        assert!(!refused(name, &[reason]).is_config());
+    let times = if bad.is_empty() { 1 } else { 2 };
+    for row in (0..times * len).map(|i| i * 7919 % len) {
+        match (dataset.example(row), bad.contains(&row), policy) {
+            (Ok(Some(_)), false, _) | (Ok(None), true, OnBad::Skip) => {}
+            (Err(error), true, OnBad::Error) => {
+                let place = if part.ends_with("is damaged") || part.contains("CRC") {
+                    "row group 1 (rows 100..=199)".to_owned()
+                } else {
+                    format!("row {row} (row group ")
+                };
+                has_parts(&error, name, &[part, &place]);
+            }
+            (other, ..) => panic!("{name}, row {row}: {other:?}"),
+        }
     }
+    assert_eq!(dataset.skipped(), if policy == OnBad::Skip { bad.len() as u64 } else { 0 }, "{name}");
 }
 
 #[test]
-fn wrong_columns_are_refused_by_name_and_type() {
-    refused("wrong_column.parquet", &["no column", "'text'", "'token_ids'", "its columns are 'content'"]);
-    refused("wrong_type.parquet", &["column 'text'", "INT64", "text is needed"]);
-    refused("wrong_type_list.parquet", &["column 'text'", "lists of text", "text is needed"]);
-}
-
-#[test]
-fn no_rows_are_refused() {
-    refused("no_rows.parquet", &["has no rows"]);
-}
-
-#[test]
-fn null_texts_spoil_only_themselves() {
-    let dataset = open("null_texts.parquet").unwrap();
-    let rows = rows(&dataset);
-    let nulls: Vec<u64> = [8, 15, 17, 32, 63, 72, 97].into_iter().chain(100..200).collect();
-    assert_eq!(bad_rows(&rows), nulls);
-    for (row, result) in rows {
-        if let Err(error) = result {
-            let (row, group) = (format!("row {row} "), format!("(row group {})", row / 100));
-            one_sentence(&error, "null_texts.parquet", &[&row, &group, "column 'text' is null"]);
+fn every_bad_file_under_every_policy() {
+    let bert = bert();
+    for (name, rows, fault) in cases() {
+        for (on_bad_row, on_bad_file) in BOTH.into_iter().flat_map(|row| BOTH.map(|file| (row, file))) {
+            let opened = open(&file(name), &bert, on_bad_row, on_bad_file);
+            let (bad, part, policy) = match &fault {
+                // With no sound file beside it there is nothing left to read, whatever the policy.
+                Fault::File(parts) => {
+                    has_parts(&opened.unwrap_err(), name, parts);
+                    continue;
+                }
+                Fault::NoRows => {
+                    has_parts(&opened.unwrap_err(), name, &["has no rows"]);
+                    continue;
+                }
+                Fault::Rows(bad, part) => (bad.iter().copied().collect(), *part, on_bad_row),
+                Fault::SecondGroup(part) => ((100..200).collect(), *part, on_bad_file),
+                Fault::None => (BTreeSet::new(), "", OnBad::Error),
+            };
+            let dataset = opened.unwrap();
+            assert_eq!(dataset.len(), rows, "{name}");
+            read(&dataset, name, &bad, part, policy);
         }
     }
 }
 
 #[test]
-fn empty_texts_are_examples_without_tokens() {
-    let dataset = open("empty_strings.parquet").unwrap();
-    let rows = rows(&dataset);
-    let empty: Vec<u64> =
-        rows.iter().filter(|(_, result)| matches!(result, Ok(0))).map(|(row, _)| *row).collect();
+fn every_file_of_the_folder_is_covered() {
+    let found: BTreeSet<String> = std::fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(found, cases().iter().map(|(name, ..)| (*name).to_owned()).collect());
+}
+
+#[test]
+fn a_set_goes_on_without_its_bad_files() {
+    let bert = bert();
+    let whole = open(&folder(), &bert, OnBad::Skip, OnBad::Skip).unwrap();
+    assert_eq!(whole.len(), cases().iter().map(|(_, rows, _)| rows).sum::<u64>());
+    for row in 0..whole.len() {
+        whole.example(row).unwrap();
+    }
+    assert_eq!(whole.skipped(), 107 + 2 * 3 + 2 * 100);
+
+    let told = open(&folder(), &bert, OnBad::Skip, OnBad::Error).unwrap_err().to_string();
+    for (name, _, fault) in cases() {
+        let lines = told.lines().filter(|line| line.contains(&format!("{name}.parquet"))).count();
+        assert_eq!(lines, usize::from(matches!(fault, Fault::File(_))), "{name}: {told}");
+    }
+}
+
+#[test]
+fn rows_without_words_are_examples_without_tokens() {
+    let dataset = open(&file("empty_strings"), &bert(), OnBad::Skip, OnBad::Skip).unwrap();
+    let tokens = |row| dataset.example(row).unwrap().unwrap().tokens;
+    let empty: Vec<u64> = (0..dataset.len()).filter(|&row| tokens(row).is_empty()).collect();
     assert_eq!(empty, [3, 12, 26, 48, 49, 55, 57, 60, 62, 77, 83, 97]);
-    assert!(bad_rows(&rows).is_empty());
-}
-
-#[test]
-fn invalid_utf8_spoils_only_its_rows_with_and_without_annotation() {
-    for name in ["invalid_utf8_binary.parquet", "invalid_utf8_string.parquet"] {
-        let rows = rows(&open(name).unwrap());
-        assert_eq!(rows.len(), 100);
-        assert_eq!(bad_rows(&rows), [0, 97, 98], "{name}");
-        for row in [0, 97, 98] {
-            let error = rows[&row].as_ref().unwrap_err();
-            one_sentence(error, name, &[&format!("row {row} "), "row group", "not valid UTF-8"]);
-        }
-    }
 }
 
 #[test]
 fn a_huge_document_is_a_row() {
-    let dataset = open("huge_document.parquet").unwrap();
-    assert_eq!(dataset.len(), 51);
-    let lengths: Vec<usize> =
-        (0..51).map(|row| dataset.example(row).unwrap().unwrap().tokens.len()).collect();
-    assert!(lengths[32] > 100_000);
+    let options = ParquetOptions { max_tokens: None, ..options(OnBad::Error, OnBad::Error) };
+    let location = file("huge_document");
+    let dataset = ParquetDataset::open(location.to_str().unwrap(), &bert(), options).unwrap();
+    assert!(dataset.example(32).unwrap().unwrap().tokens.len() > 100_000);
 }
 
+/// What cannot be reached may be there tomorrow, with other rows in it: to go on without it would change the data.
 #[test]
-fn a_corrupt_page_spoils_its_row_group() {
-    for (name, reason) in
-        [("corrupt_page_data.parquet", "is damaged"), ("corrupt_page_crc.parquet", "CRC checksum mismatch")]
-    {
-        let rows = rows(&open(name).unwrap());
-        assert_eq!(rows.len(), 400);
-        assert_eq!(bad_rows(&rows), (100..200).collect::<Vec<_>>(), "{name}");
-        one_sentence(rows[&150].as_ref().unwrap_err(), name, &["row group 1 (rows 100..=199)", reason]);
-    }
-}
-
-#[test]
-fn all_bad_files_of_a_set_are_told_at_once() {
-    let dir = test_support::data_dir().join("bad");
-    let message = open_path(&dir).unwrap_err().to_string();
-    for name in ["truncated", "zero_byte", "wrong_column", "wrong_type_list", "corrupt_footer_metadata"] {
-        let lines = message.lines().filter(|line| line.contains(&format!("{name}.parquet")));
-        assert_eq!(lines.count(), 1, "{name}: {message}");
-    }
-    assert!(open("none*.parquet").unwrap_err().is_config());
-}
-
-/// Flipped bytes and cuts anywhere in real files: any answer but a panic, and no row count that is not the file's.
-#[test]
-fn no_damage_panics() {
-    let sources = [
-        ("bad/null_texts.parquet", Columns::Language),
-        ("bad/corrupt_page_crc.parquet", Columns::Language),
-        ("owt-gpt2-1024-mini/validation-00001-of-00002.parquet", Columns::Language),
-    ];
+fn a_file_that_is_gone_is_never_skipped() {
     let dir = tempfile::tempdir().unwrap();
-    let tokenizer = Arc::new(Tokenizer::numbers(60_000));
-    let mut rng = data_pipeline::keyed_rng(11, data_pipeline::Purpose::Drop, 0, 0);
-    let mut below = |n: usize| data_pipeline::uniform_below(&mut rng, n as u64) as usize;
-    let mut refused = 0;
-    for (name, columns) in sources {
-        let sound = std::fs::read(test_support::data_dir().join(name)).unwrap();
-        let footer =
-            u32::from_le_bytes(sound[sound.len() - 8..sound.len() - 4].try_into().unwrap()) as usize + 8;
-        for round in 0..400 {
-            let mut bytes = sound.clone();
-            match round % 4 {
-                // Footers are small but hold all that steers the reader.
-                0 | 1 => {
-                    for _ in 0..1 + below(3) {
-                        let at = bytes.len() - 1 - below(footer);
-                        bytes[at] = below(256) as u8;
-                    }
-                }
-                2 => {
-                    let at = below(bytes.len());
-                    bytes[at] ^= 1 << below(8);
-                    // Page headers lie at the starts of pages.
-                    let at = 4 + below(60);
-                    bytes[at] = below(256) as u8;
-                }
-                _ => bytes.truncate(below(bytes.len())),
+    for name in ["a", "b"] {
+        std::fs::copy(file("empty_strings"), dir.path().join(format!("{name}.parquet"))).unwrap();
+    }
+    let dataset = open(dir.path(), &bert(), OnBad::Skip, OnBad::Skip).unwrap();
+    std::fs::remove_file(dir.path().join("b.parquet")).unwrap();
+    assert!(dataset.example(0).unwrap().is_some());
+    assert!(matches!(dataset.example(150), Err(Error::Io { .. })));
+    assert_eq!(dataset.skipped(), 0);
+}
+
+#[test]
+fn each_bad_place_is_warned_of_once_and_their_number_is_bounded() {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let warned = |location: &Path, tokenizer: &Arc<Tokenizer>| {
+        lines.lock().unwrap().clear();
+        tracing::subscriber::with_default(Warnings(lines.clone()), || {
+            let dataset = open(location, tokenizer, OnBad::Skip, OnBad::Skip).unwrap();
+            for row in (0..3 * dataset.len()).map(|row| row % dataset.len()) {
+                dataset.example(row).unwrap();
             }
-            let path = dir.path().join("damaged.parquet");
-            std::fs::write(&path, &bytes).unwrap();
-            match ParquetDataset::open(
-                path.to_str().unwrap(),
-                &tokenizer,
-                ParquetOptions { columns, ..options() },
-            ) {
-                Ok(dataset) => {
-                    for row in (0..dataset.len()).step_by(37).take(64) {
-                        refused += usize::from(dataset.example(row).is_err());
-                    }
-                }
-                Err(error) => {
-                    refused += 1;
-                    assert!(error.to_string().contains("damaged.parquet"), "{error}");
-                }
-            }
+        });
+        lines.lock().unwrap().clone()
+    };
+    let bert = bert();
+    let rows = warned(&file("invalid_utf8_binary"), &bert);
+    assert_eq!(rows.len(), 3, "{rows:?}");
+    assert!(rows[1].contains("row 97 (row group ") && rows[1].ends_with("it is skipped"), "{rows:?}");
+
+    let group = warned(&file("corrupt_page_crc"), &bert);
+    assert_eq!(group.len(), 1, "{group:?}");
+    assert!(group[0].contains("rows 100..=199") && group[0].contains("CRC"), "{group:?}");
+
+    let many = warned(&file("null_texts"), &bert);
+    assert_eq!(many.len(), 101, "107 rows are null");
+    assert!(many[100].contains("only counted"), "{}", many[100]);
+}
+
+/// A subscriber that keeps the messages.
+struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut Message(&self.0));
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+struct Message<'a>(&'a Mutex<Vec<String>>);
+
+impl Visit for Message<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.0.lock().unwrap().push(format!("{value:?}"));
         }
     }
-    assert!(refused > 600, "{refused}");
 }

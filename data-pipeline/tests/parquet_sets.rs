@@ -16,7 +16,7 @@ use arrow::{
     datatypes::{Field, Int32Type, Schema},
 };
 use data_pipeline::{
-    Columns, DataConfig, Dataset, Detokenizer, Error, Example, ParquetDataset, ParquetOptions,
+    Columns, DataConfig, Dataset, Detokenizer, Error, Example, OnBad, ParquetDataset, ParquetOptions,
     SpecialTokenNames, Split, Task, Tokenizer, detokenize_lm1b,
 };
 use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
@@ -154,7 +154,14 @@ fn write(path: &Path, columns: Vec<(&str, ArrayRef)>, rows_per_group: usize) {
 }
 
 fn options(columns: Columns) -> ParquetOptions {
-    ParquetOptions { columns, detokenizer: Detokenizer::None, max_tokens: None, window_groups: 2 }
+    ParquetOptions {
+        columns,
+        detokenizer: Detokenizer::None,
+        max_tokens: None,
+        window_groups: 2,
+        on_bad_row: OnBad::Error,
+        on_bad_file: OnBad::Error,
+    }
 }
 
 fn numbers(path: &Path, columns: Columns) -> Result<ParquetDataset, Error> {
@@ -258,6 +265,13 @@ fn a_text_that_the_tokenizer_refuses_names_its_row() {
     let (_dir, path) = in_temporary_file(Arc::new(StringArray::from(vec!["1", "2", "three"])), "text");
     let message = numbers(&path, Columns::Language).unwrap().example(2).unwrap_err().to_string();
     assert!(message.contains("row 2 (row group 1)") && message.contains("'three'"), "{message}");
+}
+
+#[test]
+fn odd_names_of_columns_stay_on_one_line() {
+    let (_dir, path) = in_temporary_file(Arc::new(StringArray::from(vec!["1"])), "te\nxt\u{7}");
+    let message = numbers(&path, Columns::Language).unwrap_err().to_string();
+    assert!(message.ends_with(r"its columns are 'te\nxt\u{7}'"), "{message}");
 }
 
 #[test]

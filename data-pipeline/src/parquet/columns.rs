@@ -85,8 +85,15 @@ impl Columns {
     }
 }
 
-fn quoted<'a>(names: impl Iterator<Item = &'a str>, separator: &str) -> String {
-    let quoted: Vec<String> = names.map(|name| format!("'{name}'")).collect();
+/// The first names, on one line whatever they hold.
+fn quoted<'a>(names: impl ExactSizeIterator<Item = &'a str>, separator: &str) -> String {
+    const SHOWN: usize = 20;
+    let more = names.len().saturating_sub(SHOWN);
+    let mut quoted: Vec<String> =
+        names.take(SHOWN).map(|name| format!("'{}'", name.escape_debug())).collect();
+    if more > 0 {
+        quoted.push(format!("{more} more"));
+    }
     if quoted.is_empty() { "none".to_owned() } else { quoted.join(separator) }
 }
 

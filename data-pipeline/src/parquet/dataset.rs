@@ -8,12 +8,13 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{
     cache::GroupCache,
     columns::{Columns, RowColumns},
-    decode::{BadRow, Group, Rows, Segments},
+    decode::{BadRow, Group, Rows, Segments, read_chunks},
     files::locate,
     index::FileIndex,
+    policy::{Skips, usable_files},
 };
 use crate::{
-    config::Detokenizer,
+    config::{Detokenizer, OnBad},
     dataset::{Dataset, Example},
     detokenize::detokenize_lm1b,
     error::{Error, Result, RowAddress},
@@ -36,6 +37,10 @@ pub struct ParquetOptions {
     pub max_tokens: Option<usize>,
     /// Row groups that are read at random with one another; four times as many stay decoded.
     pub window_groups: usize,
+    /// What a bad row does.
+    pub on_bad_row: OnBad,
+    /// What a damaged file or row group does.
+    pub on_bad_file: OnBad,
 }
 
 /// Parquet files as a [`Dataset`].
@@ -51,6 +56,7 @@ pub struct ParquetDataset {
     tokenizer: Arc<Tokenizer>,
     options: ParquetOptions,
     cache: GroupCache<Group>,
+    skips: Skips,
     fingerprint: String,
 }
 
@@ -67,9 +73,9 @@ impl ParquetDataset {
     ///
     /// # Errors
     /// When nothing matches, a footer is damaged, a column is missing or of another type (one sentence for each bad
-    /// file), or no file has rows.
+    /// file, unless such files are skipped and others are sound), or no file has rows.
     pub fn open(location: &str, tokenizer: &Arc<Tokenizer>, options: ParquetOptions) -> Result<Self> {
-        let files = open_files(location, options.columns)?;
+        let files = open_files(location, &options)?;
         let (mut groups, mut counts, mut starts, mut len) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
         for (file, index) in files.iter().enumerate() {
             let mut first_row_in_file = 0;
@@ -93,8 +99,44 @@ impl ParquetDataset {
         let cache =
             GroupCache::new(options.window_groups.saturating_mul(CACHE_WINDOWS), CACHE_BYTES, Group::bytes);
         let fingerprint = fingerprint(&files, tokenizer, &options);
+        let skips = Skips::new(location, options.on_bad_row, options.on_bad_file, &counts);
         let tokenizer = tokenizer.clone();
-        Ok(Self { files, groups, counts, starts, len, tokenizer, options, cache, fingerprint })
+        Ok(Self { files, groups, counts, starts, len, tokenizer, options, cache, skips, fingerprint })
+    }
+
+    /// The decoded rows of a group.
+    fn group(&self, index: usize) -> Result<Arc<Group>> {
+        let group = self.groups[index];
+        let file = &self.files[group.file];
+        self.cache.get(index, || {
+            let chunks = read_chunks(file, group.row_group).map_err(|source| Error::Io {
+                action: "read",
+                path: file.path.clone(),
+                source,
+            })?;
+            Group::decode(file, group.row_group, chunks, self.tokenizer.vocab_size()).map_err(|reason| {
+                Error::RowGroup {
+                    path: file.path.clone(),
+                    row_group: group.row_group,
+                    first_row: group.first_row_in_file,
+                    last_row: group.first_row_in_file + self.counts[index] - 1,
+                    reason,
+                }
+            })
+        })
+    }
+
+    /// The example of a row of a group.
+    fn read(&self, index: usize, row: usize) -> Result<Example> {
+        let (group, decoded) = (self.groups[index], self.group(index)?);
+        let file = &self.files[group.file];
+        let place = |column| Place { file, group, column, row };
+        let RowColumns { prompt, tokens } = &file.columns;
+        let prompt = match (&decoded.prompt, prompt) {
+            (Some(Rows::Ids(rows)), Some(column)) => self.values(rows, place(&column.name))?.to_vec(),
+            _ => Vec::new(),
+        };
+        Ok(Example { prompt, tokens: self.tokens(&decoded.tokens, place(&tokens.name))? })
     }
 
     fn tokens(&self, rows: &Rows, at: Place<'_>) -> Result<Vec<u32>> {
@@ -168,26 +210,18 @@ impl Dataset for ParquetDataset {
             return Err(Error::RowOutOfRange { row, len: self.len });
         }
         let index = self.starts.partition_point(|&start| start <= row) - 1;
-        let group = self.groups[index];
-        let file = &self.files[group.file];
-        let decoded = self.cache.get(index, || {
-            Group::decode(file, group.row_group, self.tokenizer.vocab_size()).map_err(|reason| {
-                Error::RowGroup {
-                    path: file.path.clone(),
-                    row_group: group.row_group,
-                    first_row: group.first_row_in_file,
-                    last_row: group.first_row_in_file + self.counts[index] - 1,
-                    reason,
-                }
-            })
-        })?;
-        let RowColumns { prompt, tokens } = &file.columns;
-        let place = |column| Place { file, group, column, row: (row - self.starts[index]) as usize };
-        let prompt = match (&decoded.prompt, prompt) {
-            (Some(Rows::Ids(rows)), Some(column)) => self.values(rows, place(&column.name))?.to_vec(),
-            _ => Vec::new(),
-        };
-        Ok(Some(Example { prompt, tokens: self.tokens(&decoded.tokens, place(&tokens.name))? }))
+        if self.skips.is_damaged(index) {
+            return Ok(None);
+        }
+        let row = (row - self.starts[index]) as usize;
+        match self.read(index, row) {
+            Ok(example) => Ok(Some(example)),
+            Err(error) => self.skips.skip(index, row, error).map(|()| None),
+        }
+    }
+
+    fn skipped(&self) -> u64 {
+        self.skips.count()
     }
 
     fn fingerprint(&self) -> &str {
@@ -195,22 +229,10 @@ impl Dataset for ParquetDataset {
     }
 }
 
-/// Reads the footers side by side; all bad files are told at once, in the order of the files.
-fn open_files(location: &str, columns: Columns) -> Result<Vec<FileIndex>> {
-    let opened: Vec<Result<FileIndex>> =
-        locate(location)?.par_iter().map(|path| FileIndex::open(path, columns)).collect();
-    let (mut files, mut errors) = (Vec::new(), Vec::new());
-    for file in opened {
-        match file {
-            Ok(file) => files.push(file),
-            Err(error) => errors.push(error),
-        }
-    }
-    match errors.len() {
-        0 => Ok(files),
-        1 => Err(errors.remove(0)),
-        _ => Err(Error::BadFiles(errors)),
-    }
+/// Reads the footers side by side.
+fn open_files(location: &str, options: &ParquetOptions) -> Result<Vec<FileIndex>> {
+    let opened = locate(location)?.par_iter().map(|path| FileIndex::open(path, options.columns)).collect();
+    usable_files(opened, options.on_bad_file)
 }
 
 /// A window that does not fit the cache is decoded again and again; nothing breaks, but training may wait for it.
@@ -233,7 +255,8 @@ fn fingerprint(files: &[FileIndex], tokenizer: &Tokenizer, options: &ParquetOpti
     for file in files {
         hash.update(&file.fingerprint.to_le_bytes());
     }
-    let ParquetOptions { columns, detokenizer, max_tokens, window_groups: _ } = options;
+    let ParquetOptions { columns, detokenizer, max_tokens, window_groups: _, on_bad_row: _, on_bad_file: _ } =
+        options;
     let rules = format!("{} {columns:?} {detokenizer:?} {max_tokens:?}", tokenizer.fingerprint());
     hash.update(rules.as_bytes());
     format!("{:032x}", hash.digest128())

@@ -4,24 +4,27 @@ use std::{
     cell::Cell,
     collections::HashMap,
     fs::File,
+    io::{Read, Seek, SeekFrom},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
 };
 
 use parquet::{
     column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader},
     data_type::{ByteArrayType, DataType},
-    file::serialized_reader::SerializedPageReader,
     schema::types::ColumnDescriptor,
 };
 
 use super::{
     columns::{Column, Content},
     index::FileIndex,
+    lists::ids,
+    pages::{Chunk, Pages},
 };
 
-/// Rows that are decoded at a time.
-const CHUNK: usize = 1024;
+/// Levels that are decoded at a time, about: they stay in the processor's cache.
+const LEVELS_AT_A_TIME: usize = 16 << 10;
+/// Levels of a row, before any is read.
+const FIRST_GUESS: usize = 1 << 10;
 
 /// The wanted columns of a row group.
 #[derive(Debug)]
@@ -40,8 +43,8 @@ pub(super) enum Rows {
 /// Row i is `values[ends[i - 1]..ends[i]]`, unless it is bad.
 #[derive(Debug, Default)]
 pub(super) struct Segments<T> {
-    values: Vec<T>,
-    ends: Vec<usize>,
+    pub values: Vec<T>,
+    pub ends: Vec<usize>,
     bad: HashMap<usize, BadRow>,
 }
 
@@ -64,12 +67,13 @@ impl<T> Segments<T> {
         Ok(&self.values[start..self.ends[row]])
     }
 
-    fn end_row(&mut self) {
+    /// The values so far that belong to no row make the next row.
+    pub fn end_row(&mut self) {
         self.ends.push(self.values.len());
     }
 
     /// Marks a row bad; its first defect counts.
-    fn spoil(&mut self, row: usize, bad: BadRow) {
+    pub fn spoil(&mut self, row: usize, bad: BadRow) {
         self.bad.entry(row).or_insert(bad);
     }
 
@@ -80,15 +84,38 @@ impl<T> Segments<T> {
     }
 }
 
+/// The bytes of the wanted columns of a row group, in the order of [`RowColumns::all`](super::columns::RowColumns::all).
+pub(super) fn read_chunks(file: &FileIndex, row_group: usize) -> std::io::Result<Vec<Chunk>> {
+    let mut handle = File::open(&file.path)?;
+    let group = file.metadata.row_group(row_group);
+    let read = |column: &Column| {
+        let (start, length) = group.column(column.leaf).byte_range();
+        let mut bytes = vec![0; length as usize];
+        handle.seek(SeekFrom::Start(start))?;
+        handle.read_exact(&mut bytes)?;
+        Ok(Chunk { start, bytes: bytes.into() })
+    };
+    file.columns.all().map(read).collect()
+}
+
 impl Group {
-    /// Decodes the wanted columns; ids are checked against the vocabulary. The error is the decoder's reason.
-    pub fn decode(file: &FileIndex, row_group: usize, vocab_size: usize) -> Result<Self, String> {
+    /// Decodes the chunks of the wanted columns; ids are checked against the vocabulary. The error is the decoder's
+    /// reason.
+    pub fn decode(
+        file: &FileIndex,
+        row_group: usize,
+        chunks: Vec<Chunk>,
+        vocab_size: usize,
+    ) -> Result<Self, String> {
         no_panic(|| {
-            let read = |column: &Column| decode_column(file, row_group, column, vocab_size);
-            Ok(Self {
-                prompt: file.columns.prompt.as_ref().map(read).transpose()?,
-                tokens: read(&file.columns.tokens)?,
-            })
+            let mut columns = file
+                .columns
+                .all()
+                .zip(chunks)
+                .map(|(column, chunk)| decode_column(file, row_group, column, chunk, vocab_size))
+                .collect::<Result<Vec<_>, _>>()?;
+            let tokens = columns.pop().ok_or("no column is wanted")?;
+            Ok(Self { prompt: columns.pop(), tokens })
         })
     }
 
@@ -108,11 +135,19 @@ impl Rows {
 }
 
 /// The Parquet decoder panics on some damaged bytes (levels that end early, for one); the file must be named then, too.
+/// The reason is one line, though the decoder may quote damaged names.
 pub(super) fn no_panic<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    const MAX_REASON: usize = 300;
     CATCHING.set(true);
     let result = catch_unwind(AssertUnwindSafe(decode));
     CATCHING.set(false);
-    result.unwrap_or_else(|_| Err("the Parquet decoder panicked on it".into()))
+    let result = result.unwrap_or_else(|_| Err("the Parquet decoder panicked on it".into()));
+    result.map_err(|reason| reason.chars().take(MAX_REASON).flat_map(one_line).collect())
+}
+
+fn one_line(character: char) -> impl Iterator<Item = char> {
+    let escaped = character.is_control().then(|| character.escape_default());
+    escaped.is_none().then_some(character).into_iter().chain(escaped.into_iter().flatten())
 }
 
 thread_local! {
@@ -129,29 +164,22 @@ fn decode_column(
     file: &FileIndex,
     row_group: usize,
     column: &Column,
+    chunk: Chunk,
     vocab_size: usize,
 ) -> Result<Rows, String> {
-    let handle = File::open(&file.path).map_err(|error| error.to_string())?;
-    let group = file.metadata.row_group(row_group);
+    let metadata = file.metadata.row_group(row_group).column(column.leaf);
     let rows = usize::try_from(file.rows[row_group]).map_err(|error| error.to_string())?;
-    let pages = SerializedPageReader::new(Arc::new(handle), group.column(column.leaf), rows, None)
-        .map_err(|error| error.to_string())?;
-    let descriptor = file.metadata.file_metadata().schema_descr().column(column.leaf);
+    let descriptor = metadata.column_descr_ptr();
+    let pages = Pages::new(chunk, metadata, &descriptor, rows).map_err(|error| error.to_string())?;
     match (column.content, get_column_reader(descriptor.clone(), Box::new(pages))) {
         (Content::Text, ColumnReader::ByteArrayColumnReader(reader)) => {
             texts(reader, rows, &descriptor).map(Rows::Text)
         }
-        (Content::Ids { unsigned: false }, ColumnReader::Int32ColumnReader(reader)) => {
-            ids(reader, rows, &descriptor, vocab_size, |id| i128::from(*id)).map(Rows::Ids)
+        (Content::Ids { unsigned }, ColumnReader::Int32ColumnReader(reader)) => {
+            ids(reader, rows, &descriptor, vocab_size, unsigned).map(Rows::Ids)
         }
-        (Content::Ids { unsigned: true }, ColumnReader::Int32ColumnReader(reader)) => {
-            ids(reader, rows, &descriptor, vocab_size, |id| i128::from(*id as u32)).map(Rows::Ids)
-        }
-        (Content::Ids { unsigned: false }, ColumnReader::Int64ColumnReader(reader)) => {
-            ids(reader, rows, &descriptor, vocab_size, |id| i128::from(*id)).map(Rows::Ids)
-        }
-        (Content::Ids { unsigned: true }, ColumnReader::Int64ColumnReader(reader)) => {
-            ids(reader, rows, &descriptor, vocab_size, |id| i128::from(*id as u64)).map(Rows::Ids)
+        (Content::Ids { unsigned }, ColumnReader::Int64ColumnReader(reader)) => {
+            ids(reader, rows, &descriptor, vocab_size, unsigned).map(Rows::Ids)
         }
         _ => Err(format!("its column '{}' changed its type", column.name)),
     }
@@ -180,59 +208,23 @@ fn texts(
     Ok(out)
 }
 
-/// Rebuilds the lists from repetition levels (0 starts a row) and definition levels (how deep a value exists).
-fn ids<T: DataType>(
-    reader: ColumnReaderImpl<T>,
-    rows: usize,
-    descriptor: &ColumnDescriptor,
-    vocab_size: usize,
-    widen: impl Fn(&T::T) -> i128,
-) -> Result<Segments<u32>, String> {
-    let mut out = Segments::<u32>::default();
-    let element = descriptor.max_def_level();
-    // At this level the list has an entry (which may be null); one below it is empty; further below it is null.
-    let entry = descriptor.repeated_ancestor_def_level();
-    read(reader, rows, |definitions, repetitions, values| {
-        let mut values = values.iter();
-        for (index, (&definition, &repetition)) in definitions.iter().zip(repetitions).enumerate() {
-            if repetition == 0 && index > 0 {
-                out.end_row();
-            }
-            let row = out.ends.len();
-            if definition == element {
-                let id = widen(values.next().ok_or("values are missing")?);
-                match u32::try_from(id) {
-                    Ok(id) if (id as usize) < vocab_size => out.values.push(id),
-                    _ => out.spoil(row, BadRow::Id(id)),
-                }
-            } else if definition != entry - 1 {
-                out.spoil(row, BadRow::Null);
-            }
-        }
-        if !definitions.is_empty() {
-            out.end_row();
-        }
-        Ok(())
-    })?;
-    Ok(out)
-}
-
 /// Hands whole rows to `take` as (definition levels, repetition levels, values), and checks that there are as many
 /// rows as the footer claims.
-fn read<T: DataType>(
+pub(super) fn read<T: DataType>(
     mut reader: ColumnReaderImpl<T>,
     rows: usize,
     mut take: impl FnMut(&[i16], &[i16], &[T::T]) -> Result<(), String>,
 ) -> Result<(), String> {
     let (mut definitions, mut repetitions, mut values) = (Vec::new(), Vec::new(), Vec::new());
-    let mut done = 0;
+    let (mut done, mut levels) = (0, 0);
     loop {
         definitions.clear();
         repetitions.clear();
         values.clear();
-        // One row more than claimed is asked for at the end: none must come.
-        let wanted = (rows - done).clamp(1, CHUNK);
-        let (records, _, _) = reader
+        // As many rows as the ones so far let expect. One more than claimed is asked for at the end: none must come.
+        let fitting = LEVELS_AT_A_TIME.saturating_mul(done + 1) / (levels + FIRST_GUESS);
+        let wanted = (rows - done).clamp(1, fitting.clamp(1, LEVELS_AT_A_TIME));
+        let (records, _, read) = reader
             .read_records(wanted, Some(&mut definitions), Some(&mut repetitions), &mut values)
             .map_err(|error| error.to_string())?;
         match (records, done == rows) {
@@ -243,5 +235,6 @@ fn read<T: DataType>(
         }
         take(&definitions, &repetitions, &values)?;
         done += records;
+        levels += read;
     }
 }

@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::{
     columns::{Columns, RowColumns},
     decode::no_panic,
+    thrift::schema_is_plausible,
 };
 use crate::error::{Error, Result};
 
@@ -22,6 +23,8 @@ use crate::error::{Error, Result};
 const MAGIC: &[u8; 4] = b"PAR1";
 /// The footer's length and the magic.
 const TAIL: u64 = 8;
+/// Rows of the largest row group that is believed: the ends of so many rows take a gibibyte.
+const MAX_GROUP_ROWS: u64 = 1 << 27;
 
 /// What is known of a file without reading its rows.
 #[derive(Debug)]
@@ -44,6 +47,9 @@ impl FileIndex {
         let length = file.metadata().map_err(io("read"))?.len();
         let footer = read_footer(&mut file, length).map_err(io("read"))?.map_err(bad)?;
         let metadata = no_panic(|| {
+            if !schema_is_plausible(&footer) {
+                return Err("its footer is damaged (the schema makes no sense)".into());
+            }
             ParquetMetaDataReader::decode_metadata(&footer)
                 .map_err(|error| format!("its footer is damaged ({error})"))
         })
@@ -110,7 +116,9 @@ fn check(
             ));
         }
         let count = u64::try_from(group.num_rows())
-            .map_err(|_| format!("its row group {index} claims {} rows", group.num_rows()))?;
+            .ok()
+            .filter(|&rows| rows <= MAX_GROUP_ROWS)
+            .ok_or_else(|| format!("its row group {index} claims {} rows", group.num_rows()))?;
         if !columns.all().all(|column| lies_within(group, column.leaf, data)) {
             return Err(format!("its row group {index} claims bytes outside the file"));
         }

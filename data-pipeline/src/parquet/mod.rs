@@ -6,6 +6,10 @@ mod dataset;
 mod decode;
 mod files;
 mod index;
+mod lists;
+mod pages;
+mod policy;
+mod thrift;
 
 pub use columns::Columns;
 pub use dataset::{ParquetDataset, ParquetOptions};

@@ -3,8 +3,8 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use data_pipeline::{BatchPlan, MicroBatchLimit};
 use data_pipeline::config::{StarConfig, StarKind, Task};
+use data_pipeline::{BatchPlan, MicroBatchLimit};
 
 use super::error::ConfigError;
 use super::tree::{Experiment, OptimizerConfig, Schedule, TrainerConfig};

@@ -38,8 +38,7 @@ impl Steps<'_, '_> {
             if let Some(view) = &mut view {
                 view.show(&self.record(state, &figures, started.elapsed()))?;
             }
-            let finished = state.step == config.trainer.max_steps
-                || schedule.step(state.position).is_none();
+            let finished = state.step == config.trainer.max_steps || schedule.step(state.position).is_none();
             if finished || figures.global.stop || state.step.is_multiple_of(config.checkpoint.every_n_steps) {
                 self.save(state, view.as_ref())?;
             }
