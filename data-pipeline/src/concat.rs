@@ -87,7 +87,7 @@ impl Dataset for Concat {
     }
 
     fn skipped(&self) -> u64 {
-        self.parts.iter().map(|part| part.dataset.skipped()).sum()
+        self.sources.iter().map(|source| source.skipped()).sum()
     }
 
     fn fingerprint(&self) -> &str {

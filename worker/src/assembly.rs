@@ -37,7 +37,9 @@ impl Assembly {
 
     /// Whether the configuration has such a split at all: generated graphs always do, files must be named.
     pub fn has_split(config: &Experiment, split: Split) -> bool {
-        config.data.task == Task::Star || config.data.location(split).is_some()
+        let data = &config.data;
+        let is_mixed = split == Split::Train && !data.mixture.is_empty();
+        data.task == Task::Star || is_mixed || data.location(split).is_some()
     }
 
     /// Makes batches of examples, with drops that depend on the run's seed, the epoch and the row alone.

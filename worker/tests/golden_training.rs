@@ -59,7 +59,7 @@ fn step_batch(name: &str) -> StepBatch {
         tgt_ids: packed.tgt_ids,
         tgt_counts: packed.tgt_counts,
     };
-    StepBatch { position: 0, micro_batches: vec![batch] }
+    StepBatch { position: 0, next_position: 1, micro_batches: vec![batch], skipped: 0 }
 }
 
 /// Compares a flat buffer with the reference's tensors under `prefix`; says how many there were.

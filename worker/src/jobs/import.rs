@@ -97,6 +97,7 @@ fn write(run_dir: RunDir, resolved: &Resolved, model: Model, assembly: &Assembly
         num_embeddings: assembly.tokenizer.vocab_size() as u64,
         config_hash: resolved.hash(),
         dataset_fingerprint: RunFacts::NO_DATA_YET.to_owned(),
+        order: Default::default(),
     };
     let state = TrainState::new(model, config);
     replace_file(&run_dir.config(), &resolved.render())?;

@@ -41,6 +41,21 @@ pub enum Incompatible {
         /// This run's.
         now: u64,
     },
+    /// The rows are in another order.
+    #[error(
+        "checkpoint {checkpoint} was trained with {key} = {saved}, not {now}: a resumed run must keep the order of its data; \
+         set it back, or start a new run directory"
+    )]
+    Order {
+        /// The checkpoint.
+        checkpoint: String,
+        /// The setting.
+        key: String,
+        /// Its value then (true is 1).
+        saved: u64,
+        /// Its value now.
+        now: u64,
+    },
     /// The training data differs, so the samples would be others.
     #[error(
         "the training data is not that of checkpoint {checkpoint} (fingerprint {saved} then, {now} now): give the \
@@ -73,6 +88,16 @@ pub fn check_run(checkpoint: &Checkpoint, facts: &RunFacts) -> Result<(), Incomp
             saved: saved.dataset_fingerprint.clone(),
             now: facts.dataset_fingerprint.clone(),
         });
+    }
+    for (key, now) in &facts.order {
+        if let Some(saved) = saved.counters.get(key).filter(|saved| *saved != now) {
+            return Err(Incompatible::Order {
+                checkpoint: name(),
+                key: key.clone(),
+                saved: *saved,
+                now: *now,
+            });
+        }
     }
     Ok(())
 }

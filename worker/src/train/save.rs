@@ -20,6 +20,8 @@ pub struct RunFacts {
     pub config_hash: String,
     /// Fingerprint of the training split.
     pub dataset_fingerprint: String,
+    /// Settings that decide, with seed and data, which row a data position is.
+    pub order: BTreeMap<String, u64>,
 }
 
 impl RunFacts {
@@ -36,7 +38,7 @@ impl RunFacts {
             config_hash: self.config_hash.clone(),
             dataset_fingerprint: self.dataset_fingerprint.clone(),
             world_size: world_size as u64,
-            counters: BTreeMap::new(),
+            counters: self.order.clone(),
         }
     }
 }

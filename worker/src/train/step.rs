@@ -61,7 +61,7 @@ pub struct GlobalFigures {
 }
 
 /// How a step got its data.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct DataWait {
     /// The time that this rank waited.
     pub time: Duration,
@@ -97,7 +97,6 @@ pub fn train_step(
     comm.all_reduce("gradients", ReduceOp::Sum, state.model.arena_mut().grads_mut().into())?;
     let global = reduce_figures(comm, &sums, data_wait, stop)?;
 
-    // A step whose rows were all left out has no gradient.
     let per_example = 1.0 / global.examples.max(1.0);
     let grad_norm = norm(state.model.arena().grads()) * per_example;
     let loss = global.token_ce + global.stop_loss;
@@ -106,12 +105,15 @@ pub fn train_step(
     }
 
     let lr = learning_rate(config.optimizer.lr, &config.lr_scheduler, state.step, config.trainer.max_steps);
-    let clip = clip_factor(grad_norm, config.trainer.gradient_clip_val);
-    let update = Update { lr, step: state.step + 1, grad_scale: clip * per_example };
-    let (params, grads) = state.model.arena_mut().params_mut_and_grads();
-    state.adamw.step(&config.optimizer, update, params, grads);
-    if let Some(ema) = &mut state.ema {
-        ema.update(state.model.arena().params());
+    // A step whose rows were all left out, which all ranks see alike, changes nothing.
+    if global.examples > 0.0 {
+        let clip = clip_factor(grad_norm, config.trainer.gradient_clip_val);
+        let update = Update { lr, step: state.step + 1, grad_scale: clip * per_example };
+        let (params, grads) = state.model.arena_mut().params_mut_and_grads();
+        state.adamw.step(&config.optimizer, update, params, grads);
+        if let Some(ema) = &mut state.ema {
+            ema.update(state.model.arena().params());
+        }
     }
     state.step += 1;
     state.position = batch.next_position;

@@ -2,11 +2,12 @@
 
 mod steps;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use checkpoints::Store;
-use data_pipeline::{BatchPlan, Dataset, Split};
+use data_pipeline::{BatchPlan, DataConfig, Dataset, Split};
 use ilm_model::Precision;
 
 use crate::assembly::Assembly;
@@ -63,6 +64,16 @@ pub fn train(args: &TrainArgs) -> anyhow::Result<i32> {
         stop,
     };
     run.start(&mut *comm).or_else(|error| exit::fail(&error, rank, world_size))
+}
+
+/// What a checkpoint keeps of section `data` because a data position means other rows without it.
+fn order_settings(data: &DataConfig) -> BTreeMap<String, u64> {
+    let settings = [
+        ("data.canonical_lanes", data.canonical_lanes as u64),
+        ("data.shuffle", u64::from(data.shuffle)),
+        ("data.window_groups", data.window_groups as u64),
+    ];
+    settings.map(|(key, value)| (key.to_owned(), value)).into()
 }
 
 /// Everything of a run that was opened before the ranks connected.
@@ -138,6 +149,7 @@ impl Run<'_> {
             num_embeddings: self.assembly.tokenizer.vocab_size() as u64,
             config_hash: self.resolved.hash(),
             dataset_fingerprint: self.dataset.fingerprint().to_string(),
+            order: order_settings(&self.config().data),
         }
     }
 
