@@ -7,6 +7,7 @@ use data_pipeline::{
 };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let mut arguments = std::env::args().skip(1);
     let location = arguments.next().ok_or("give a Parquet file, a directory or a glob")?;
     let tokenizer = match arguments.next() {
@@ -28,8 +29,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let seconds = start.elapsed().as_secs_f64();
     println!(
-        "{} rows, {tokens} tokens in {seconds:.3} s: {:.1} million tokens a second",
+        "{} rows ({} skipped), {tokens} tokens in {seconds:.3} s: {:.1} million tokens a second",
         dataset.len(),
+        dataset.skipped(),
         tokens as f64 / seconds / 1e6
     );
     Ok(())
