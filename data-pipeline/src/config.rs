@@ -36,6 +36,8 @@ pub struct DataConfig {
     pub threads: usize,
     /// Steps that are prepared ahead.
     pub prefetch_steps: usize,
+    /// Print the first micro-batch of rank 0 as text before training starts.
+    pub print_batch: bool,
 }
 
 impl Default for DataConfig {
@@ -55,6 +57,7 @@ impl Default for DataConfig {
             canonical_lanes: 64,
             threads: 1,
             prefetch_steps: 4,
+            print_batch: false,
         }
     }
 }

@@ -6,7 +6,10 @@
 mod batch;
 mod collate;
 pub mod config;
+mod cut;
 mod dataset;
+mod dense;
+mod describe;
 mod detokenize;
 mod drop;
 mod error;
@@ -17,16 +20,22 @@ mod order;
 mod parquet;
 mod permutation;
 mod plan;
+mod pool;
 mod prefetch;
+mod prompts;
 mod random;
+mod spans;
 mod star;
 mod tokenizer;
 
 pub use crate::{
-    batch::{PackedBatch, PadSide, PromptBatch, pad_truncate},
+    batch::{BatchArrays, BatchLayout, PackedBatch},
     collate::Collator,
     config::{DataConfig, Detokenizer, SpecialTokenNames, StarConfig, StarKind, Task},
+    cut::MicroBatchLimit,
     dataset::{Dataset, Example},
+    dense::{PadSide, pad_truncate},
+    describe::{DescribeOptions, describe_batch},
     detokenize::detokenize_lm1b,
     drop::{Drops, KeyedDrops, SampleKey},
     error::{Error, Result, RowAddress},
@@ -37,7 +46,10 @@ pub use crate::{
     parquet::{Columns, ParquetDataset, ParquetOptions, panic_becomes_error},
     permutation::Permutation,
     plan::BatchPlan,
+    pool::{BatchPool, HostMemory, HostSlab, PlainMemory},
+    prompts::PromptBatch,
     random::{Purpose, keyed_rng, shuffle, uniform_below},
+    spans::SpanDrops,
     star::{StarDataset, StarGraph, materialise},
     tokenizer::{HuggingFaceTokenizer, NumbersTokenizer, SpecialTokens, Tokenizer},
 };

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use crate::{
     batch::PackedBatch,
     collate::Collator,
+    cut::MicroBatchLimit,
     dataset::{Dataset, Example},
     drop::SampleKey,
     error::{Error, Result},
     order::GlobalOrder,
     plan::BatchPlan,
+    pool::{BatchPool, PlainMemory},
     prefetch::Prefetch,
 };
 
@@ -56,14 +58,15 @@ impl TrainLoader {
             )));
         }
         let accumulate = plan.accumulate();
+        let ahead = prefetch_steps.saturating_mul(accumulate);
+        let pool = BatchPool::new(Arc::new(PlainMemory), ahead.saturating_add(threads + accumulate));
         let make = move |item: u64| {
             let step = item / accumulate as u64;
             let first = start_position.wrapping_add(step.wrapping_mul(plan.global_batch() as u64));
             let positions =
                 plan.slots((item % accumulate as u64) as usize).map(|slot| first.wrapping_add(slot));
-            Some(micro_batch(dataset.as_ref(), &collator, &order, positions))
+            Some(micro_batch(dataset.as_ref(), &collator, &order, &pool, positions))
         };
-        let ahead = prefetch_steps.saturating_mul(accumulate);
         let items = Prefetch::spawn(threads, ahead, Arc::new(make))?;
         Ok(Self { items, plan, position: start_position })
     }
@@ -92,6 +95,7 @@ fn micro_batch(
     dataset: &dyn Dataset,
     collator: &Collator,
     order: &GlobalOrder,
+    pool: &Arc<BatchPool>,
     positions: impl Iterator<Item = u64>,
 ) -> Result<PackedBatch> {
     let keys = positions.map(|position| {
@@ -99,7 +103,9 @@ fn micro_batch(
         SampleKey { position, epoch, row }
     });
     let samples = read(dataset, keys)?;
-    Ok(collator.collate_with(&samples, log_drops))
+    // All rows of a micro-batch may have been skipped.
+    let limit = MicroBatchLimit { rows: samples.len().max(1), visible_tokens: None };
+    Ok(collator.collate_step(&samples, limit, pool)?.pop().unwrap_or_default())
 }
 
 /// The examples of some samples, without those that are skipped.
@@ -108,18 +114,4 @@ pub(crate) fn read(
     keys: impl Iterator<Item = SampleKey>,
 ) -> Result<Vec<(SampleKey, Example)>> {
     keys.filter_map(|key| dataset.example(key.row).map(|example| Some((key, example?))).transpose()).collect()
-}
-
-fn log_drops(key: &SampleKey, dropped: &[bool]) {
-    if tracing::enabled!(target: "data_pipeline::drop", tracing::Level::DEBUG) {
-        let indices: Vec<usize> = (0..dropped.len()).filter(|&index| dropped[index]).collect();
-        tracing::debug!(
-            target: "data_pipeline::drop",
-            position = key.position,
-            epoch = key.epoch,
-            sample = key.row,
-            tokens = dropped.len(),
-            dropped = ?indices,
-        );
-    }
 }

@@ -57,12 +57,13 @@ type PlainRow = (u64, Vec<i64>, Vec<(i64, i64, i64)>);
 fn rows(batch: &PackedBatch) -> Vec<PlainRow> {
     (0..batch.rows())
         .map(|row| {
-            let range = batch.row_ptr[row] as usize..batch.row_ptr[row + 1] as usize;
+            let range = batch.row(row);
             let gaps = range.clone().flat_map(|at| {
-                let gap = batch.tgt_ptr[at] as usize..batch.tgt_ptr[at + 1] as usize;
-                gap.map(move |entry| (batch.positions[at], batch.tgt_ids[entry], batch.tgt_counts[entry]))
+                batch.gap(at).map(move |entry| {
+                    (batch.positions()[at], batch.tgt_ids()[entry], batch.tgt_counts()[entry])
+                })
             });
-            (batch.sample_ids[row], batch.tokens[range.clone()].to_vec(), gaps.collect())
+            (batch.samples()[row].row, batch.tokens()[range.clone()].to_vec(), gaps.collect())
         })
         .collect()
 }
@@ -200,7 +201,7 @@ fn evaluation_has_every_row_once_in_order_with_the_same_drops_for_every_world() 
     let ranks = [load(0, 3), load(1, 3), load(2, 3)];
     for (index, batch) in alone.iter().enumerate() {
         assert_eq!(ranks[index % 3][index / 3], *batch);
-        let mut ids = batch.sample_ids.clone();
+        let mut ids: Vec<u64> = batch.sample_ids().collect();
         ids.sort_unstable();
         assert!(ids.into_iter().eq(index as u64 * 16..(index as u64 * 16 + 16).min(100)));
     }
@@ -219,10 +220,10 @@ fn prompts_come_in_row_order_with_whole_targets() {
     for batch in &batches {
         for row in 0..batch.rows() {
             let example = dataset.example(batch.sample_ids[row]).unwrap().unwrap();
-            let range = batch.row_ptr[row] as usize..batch.row_ptr[row + 1] as usize;
+            let range = batch.row(row);
             let prompt = example.prompt.iter().map(|&id| i64::from(id));
             assert!(batch.tokens[range].iter().copied().eq([1].into_iter().chain(prompt).chain([4])));
-            assert!(batch.targets[row].iter().copied().eq(example.tokens.iter().map(|&id| i64::from(id))));
+            assert!(batch.target(row).iter().copied().eq(example.tokens.iter().map(|&id| i64::from(id))));
         }
     }
 }
