@@ -1,12 +1,14 @@
 //! Examples to packed batches: cut to the block, drop, sort, and list what every gap lost.
 
-use std::sync::Arc;
+use std::{cell::Cell, ops::Range, sync::Arc};
 
 use crate::{
-    batch::{BatchPool, PackedBatch, PromptBatch},
+    batch::{BatchArrays, BatchLayout, PackedBatch},
+    cut::MicroBatchLimit,
     dataset::Example,
-    drop::{Drops, SampleKey, log_drops},
+    drop::{Drops, SampleKey},
     error::{Error, Result},
+    pool::{BatchPool, Slab},
     tokenizer::SpecialTokens,
 };
 
@@ -16,14 +18,14 @@ use crate::{
 /// prompt loses its start but never CLS.
 #[derive(Clone)]
 pub struct Collator {
-    special: SpecialTokens,
-    drops: Arc<dyn Drops>,
+    pub(crate) special: SpecialTokens,
+    pub(crate) drops: Arc<dyn Drops>,
     /// Most ids of a prompt in training, and one less in prediction (where BOS shares the room).
-    prompt_room: Option<usize>,
+    pub(crate) prompt_room: Option<usize>,
     /// Most ids after BOS.
-    token_room: usize,
+    pub(crate) token_room: usize,
     /// Most ids of a prediction's target.
-    target_room: usize,
+    pub(crate) target_room: usize,
 }
 
 impl Collator {
@@ -64,144 +66,258 @@ impl Collator {
         Ok(Self { special: *special, drops, prompt_room, token_room, target_room: block_size })
     }
 
-    /// Drops and packs samples, given in the order of their slots.
+    /// Drops and packs samples, given in the order of their slots, into one batch of ordinary memory.
     pub fn collate(&self, samples: &[(SampleKey, Example)]) -> PackedBatch {
-        self.collate_with(samples, |_, _| {})
-    }
-
-    /// Like [`collate`](Self::collate), and shows every sample's drop flags in the order of the slots.
-    pub(crate) fn collate_with(
-        &self,
-        samples: &[(SampleKey, Example)],
-        mut observe: impl FnMut(&SampleKey, &[bool]),
-    ) -> PackedBatch {
-        let mut rows: Vec<Row<'_>> = samples
-            .iter()
-            .map(|(key, example)| {
-                let prompt = last(&example.prompt, self.prompt_room);
-                let tokens = &example.tokens[..example.tokens.len().min(self.token_room)];
-                let mut dropped = vec![false; tokens.len()];
-                self.drops.draw(*key, &mut dropped);
-                observe(key, &dropped);
-                Row { sample_id: key.row, prompt, tokens, dropped }
-            })
-            .collect();
-        rows.sort_by_cached_key(Row::visible);
-
-        let mut batch = PackedBatch { row_ptr: vec![0], tgt_ptr: vec![0], ..PackedBatch::default() };
-        let mut gap = Vec::new();
-        for row in &rows {
-            self.push_row(&mut batch, row, &mut gap);
-        }
+        let mut scratch = SCRATCH.take();
+        self.draw(samples, &mut scratch);
+        let layout = layout(&scratch.rows);
+        let slab = Slab::plain(vec![0; layout.words()]);
+        let batch = self.pack(samples, &scratch.rows, &scratch.dropped, layout, slab);
+        SCRATCH.set(scratch);
         batch
     }
 
-    /// The micro-batches of a rank's part of a step: rows sorted by visible length, cut within `limit`.
+    /// Drops the samples of a rank's step, given in the order of their slots, sorts them by visible length and packs
+    /// them into as few micro-batches as the limit allows; none for no samples. The memory is the pool's.
+    ///
+    /// At debug level, target `data_pipeline::drop`, every sample leaves one line: position, epoch, sample id, number of
+    /// tokens and dropped indices.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the host has no memory for a batch.
+    /// [`Error::Setting`] for a limit of nothing; [`Error::HostMemory`] when the pool has no memory.
     pub fn collate_step(
         &self,
         samples: &[(SampleKey, Example)],
         limit: MicroBatchLimit,
-        _pool: &Arc<BatchPool>,
+        pool: &Arc<BatchPool>,
     ) -> Result<Vec<PackedBatch>> {
-        Ok(samples.chunks(limit.rows.max(1)).map(|part| self.collate_with(part, log_drops)).collect())
+        limit.check()?;
+        let mut scratch = SCRATCH.take();
+        self.draw(samples, &mut scratch);
+        log_drops(samples, &scratch);
+        let Scratch { rows, dropped, lengths } = &mut scratch;
+        lengths.clear();
+        lengths.extend(rows.iter().map(|row| row.visible));
+        let parts = limit.cut(lengths).into_iter().map(|part| {
+            let rows = &rows[part];
+            let layout = layout(rows);
+            let slab = Slab::pooled(pool, layout.words())?;
+            Ok(self.pack(samples, rows, dropped, layout, slab))
+        });
+        let batches = parts.collect();
+        SCRATCH.set(scratch);
+        batches
     }
 
-    fn push_row(&self, batch: &mut PackedBatch, row: &Row<'_>, gap: &mut Vec<u32>) {
-        let start = batch.tokens.len();
-        batch.sample_ids.push(row.sample_id);
-        batch.cls.push(0);
-        let head = prompt_ids(&self.special, row.prompt);
-        let last_of_head = row.prompt.len() + 1;
-        for (index, (id, token_type)) in head.enumerate() {
-            batch.push_token(id, token_type);
-            if index < last_of_head {
-                batch.close_gap(gap);
-            }
+    /// Decides what is dropped, and the order of the rows.
+    fn draw(&self, samples: &[(SampleKey, Example)], scratch: &mut Scratch) {
+        let Scratch { rows, dropped, .. } = scratch;
+        rows.clear();
+        dropped.clear();
+        for (slot, (key, example)) in samples.iter().enumerate() {
+            let first = dropped.len();
+            dropped.resize(first + self.tokens(example).len(), false);
+            let flags = &mut dropped[first..];
+            self.drops.draw(*key, flags);
+            let drops = flags.iter().map(|&flag| usize::from(flag)).sum();
+            let visible = 2 + self.prompt(example).len() + flags.len() - drops;
+            rows.push(Row { slot, first, tokens: flags.len(), drops, visible });
         }
-        // The gap of BOS is open: what is dropped before the first survivor belongs to it.
-        for (&id, &dropped) in row.tokens.iter().zip(&row.dropped) {
-            if dropped {
-                gap.push(id);
-            } else {
-                batch.close_gap(gap);
-                batch.push_token(i64::from(id), 2);
-            }
-        }
-        batch.close_gap(gap);
-        batch.positions.extend(0..(batch.tokens.len() - start) as i64);
-        batch.row_ptr.push(batch.tokens.len() as i64);
+        rows.sort_unstable_by_key(|row| (row.visible, row.slot));
     }
 
-    /// Prompts for prediction, in the order given: CLS, the prompt and BOS have at most `input_block_size` ids, targets
-    /// at most `block_size`.
-    pub fn collate_prompts(&self, samples: &[(SampleKey, Example)]) -> PromptBatch {
-        let room = self.prompt_room.map(|room| room.saturating_sub(1));
-        let mut batch = PromptBatch { row_ptr: vec![0], ..PromptBatch::default() };
-        for (key, example) in samples {
-            batch.sample_ids.push(key.row);
-            for (id, token_type) in prompt_ids(&self.special, last(&example.prompt, room)) {
-                batch.tokens.push(id);
-                batch.token_types.push(token_type);
-            }
-            batch.row_ptr.push(batch.tokens.len() as i64);
-            let target = example.tokens.iter().take(self.target_room).copied().map(i64::from);
-            batch.targets.push(target.collect());
+    /// Writes rows whose flags are drawn. `layout` has room for a target of every dropped token.
+    fn pack(
+        &self,
+        samples: &[(SampleKey, Example)],
+        rows: &[Row],
+        dropped: &[bool],
+        mut layout: BatchLayout,
+        mut slab: Slab,
+    ) -> PackedBatch {
+        let mut arrays = layout.split(slab.words_mut());
+        arrays.row_ptr[0] = 0;
+        arrays.tgt_ptr[0] = 0;
+        arrays.cls.fill(0);
+        let mut end = End::default();
+        for (index, row) in rows.iter().enumerate() {
+            let example = &samples[row.slot].1;
+            let first = end.visible;
+            arrays.push_head(&self.special, self.prompt(example), &mut end);
+            arrays.push_tokens(self.tokens(example), &dropped[row.flags()], &mut end);
+            arrays.positions[first..end.visible]
+                .iter_mut()
+                .zip(0..)
+                .for_each(|(place, index)| *place = index);
+            arrays.row_ptr[index + 1] = end.visible as i64;
         }
-        batch
+        // Ids dropped twice in a gap left room behind: close it, so that the arrays stay end to end.
+        let counts = layout.tgt_counts();
+        layout.targets = end.targets;
+        slab.words_mut().copy_within(counts.start..counts.start + end.targets, layout.tgt_counts().start);
+        PackedBatch::new(rows.iter().map(|row| samples[row.slot].0).collect(), layout, slab)
+    }
+
+    /// What is left of the prompt.
+    pub(crate) fn prompt<'a>(&self, example: &'a Example) -> &'a [u32] {
+        last(&example.prompt, self.prompt_room)
+    }
+
+    /// What is left of the tokens.
+    pub(crate) fn tokens<'a>(&self, example: &'a Example) -> &'a [u32] {
+        &example.tokens[..example.tokens.len().min(self.token_room)]
     }
 }
 
-/// What a micro-batch may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MicroBatchLimit {
-    /// Most rows.
-    pub rows: usize,
-    /// Most visible tokens (none: any number).
-    pub visible_tokens: Option<usize>,
+/// What a step's draw is kept in; every thread uses its own again.
+#[derive(Default)]
+struct Scratch {
+    /// In the order of their visible lengths.
+    rows: Vec<Row>,
+    /// The flags of all samples, by slot.
+    dropped: Vec<bool>,
+    /// Visible tokens of the rows.
+    lengths: Vec<usize>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
 /// A sample after the draw.
-struct Row<'a> {
-    sample_id: u64,
-    prompt: &'a [u32],
-    tokens: &'a [u32],
-    dropped: Vec<bool>,
+#[derive(Clone, Copy)]
+struct Row {
+    slot: usize,
+    /// Its first flag.
+    first: usize,
+    /// Tokens before dropping, which are its flags.
+    tokens: usize,
+    drops: usize,
+    /// Visible tokens, CLS, BOS and the prompt included.
+    visible: usize,
 }
 
-impl Row<'_> {
-    fn visible(&self) -> usize {
-        self.prompt.len() + self.dropped.iter().filter(|dropped| !**dropped).count()
+impl Row {
+    fn flags(&self) -> Range<usize> {
+        self.first..self.first + self.tokens
     }
 }
 
-impl PackedBatch {
-    fn push_token(&mut self, id: i64, token_type: i64) {
-        self.tokens.push(id);
-        self.token_types.push(token_type);
-    }
+/// Room for the rows, with a target for every dropped token.
+fn layout(rows: &[Row]) -> BatchLayout {
+    let sum = |of: fn(&Row) -> usize| rows.iter().map(of).sum();
+    BatchLayout { rows: rows.len(), visible: sum(|row| row.visible), targets: sum(|row| row.drops) }
+}
 
-    /// Ends the gap right of the newest token; `gap` holds the ids dropped in it and is emptied.
-    fn close_gap(&mut self, gap: &mut Vec<u32>) {
-        gap.sort_unstable();
-        for same in gap.chunk_by(|a, b| a == b) {
-            self.tgt_ids.push(i64::from(same[0]));
-            self.tgt_counts.push(same.len() as i64);
+/// How far the arrays are filled.
+#[derive(Default)]
+struct End {
+    visible: usize,
+    targets: usize,
+}
+
+impl BatchArrays<&mut [i64]> {
+    /// CLS, the prompt and BOS, whose gap stays open.
+    fn push_head(&mut self, special: &SpecialTokens, prompt: &[u32], end: &mut End) {
+        let head = end.visible..end.visible + prompt.len() + 2;
+        for ((id, kind), at) in prompt_ids(special, prompt).zip(head.clone()) {
+            self.tokens[at] = id;
+            self.token_types[at] = kind;
         }
-        gap.clear();
-        self.tgt_ptr.push(self.tgt_ids.len() as i64);
+        self.tgt_ptr[head.start + 1..head.end].fill(end.targets as i64);
+        end.visible = head.end;
+    }
+
+    /// The survivors, and what every gap from BOS on lost.
+    fn push_tokens(&mut self, ids: &[u32], dropped: &[bool], end: &mut End) {
+        let (mut visible, mut target) = (end.visible, end.targets);
+        let (tokens, tgt_ids, tgt_ptr) = (&mut *self.tokens, &mut *self.tgt_ids, &mut *self.tgt_ptr);
+        tgt_ptr[visible] = target as i64;
+        for (&id, &dropped) in ids.iter().zip(dropped) {
+            // Written to both places and kept in one: drops cannot be predicted, so no branch depends on them. Where
+            // a place is the first one too many, nothing is kept there.
+            put(tokens, visible, i64::from(id));
+            put(tgt_ids, target, i64::from(id));
+            visible += usize::from(!dropped);
+            target += usize::from(dropped);
+            tgt_ptr[visible] = target as i64;
+        }
+        self.token_types[end.visible..visible].fill(2);
+        let gaps = &mut tgt_ptr[end.visible..=visible];
+        *end = End { visible, targets: merge_gaps(gaps, tgt_ids, self.tgt_counts, end.targets) };
+    }
+}
+
+/// Sorts the ids of consecutive gaps and counts equal ones. `ends` are the gaps' ends before and after, the first gap
+/// starts at entry `first`. Returns the entry behind the last one.
+fn merge_gaps(ends: &mut [i64], ids: &mut [i64], counts: &mut [i64], first: usize) -> usize {
+    let (mut start, mut target) = (first, first);
+    for end in ends {
+        let gap = start..*end as usize;
+        start = gap.end;
+        if gap.len() < 2 {
+            // An empty gap writes too, where nothing is kept yet: no branch depends on the drops.
+            if let Some(&id) = ids.get(gap.start) {
+                ids[target] = id;
+                counts[target] = 1;
+            }
+            target += gap.len();
+        } else {
+            ids[gap.clone()].sort_unstable();
+            target = count_equal(gap, ids, counts, target);
+        }
+        *end = target as i64;
+    }
+    target
+}
+
+/// Moves the sorted ids of a gap to entry `target`, equal ones as one entry. Returns the entry behind the last one.
+fn count_equal(gap: Range<usize>, ids: &mut [i64], counts: &mut [i64], target: usize) -> usize {
+    let (mut last, mut count, mut newest) = (target, 0, ids[gap.start]);
+    for at in gap {
+        let id = ids[at];
+        let differs = id != newest;
+        last += usize::from(differs);
+        count = if differs { 1 } else { count + 1 };
+        newest = id;
+        ids[last] = id;
+        counts[last] = count;
+    }
+    last + 1
+}
+
+fn put(array: &mut [i64], at: usize, value: i64) {
+    if let Some(place) = array.get_mut(at) {
+        *place = value;
     }
 }
 
 /// Ids and types of CLS, the prompt and BOS.
-fn prompt_ids(special: &SpecialTokens, prompt: &[u32]) -> impl Iterator<Item = (i64, i64)> {
+pub(crate) fn prompt_ids(special: &SpecialTokens, prompt: &[u32]) -> impl Iterator<Item = (i64, i64)> {
     let prompt = prompt.iter().map(|&id| (i64::from(id), 1));
     std::iter::once((i64::from(special.cls), 0)).chain(prompt).chain([(i64::from(special.bos), 2)])
 }
 
 /// The last `room` ids.
-fn last(ids: &[u32], room: Option<usize>) -> &[u32] {
+pub(crate) fn last(ids: &[u32], room: Option<usize>) -> &[u32] {
     &ids[ids.len() - room.unwrap_or(ids.len()).min(ids.len())..]
+}
+
+fn log_drops(samples: &[(SampleKey, Example)], scratch: &Scratch) {
+    if !tracing::enabled!(target: "data_pipeline::drop", tracing::Level::DEBUG) {
+        return;
+    }
+    for row in &scratch.rows {
+        let key = &samples[row.slot].0;
+        let flags = &scratch.dropped[row.flags()];
+        let indices: Vec<usize> = (0..flags.len()).filter(|&index| flags[index]).collect();
+        tracing::debug!(
+            target: "data_pipeline::drop",
+            position = key.position,
+            epoch = key.epoch,
+            sample = key.row,
+            tokens = row.tokens,
+            dropped = ?indices,
+        );
+    }
 }

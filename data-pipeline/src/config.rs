@@ -52,6 +52,8 @@ pub struct DataConfig {
     pub prefetch_steps: usize,
     /// Steps, ahead of those in preparation, whose rows are fetched already (0: none).
     pub read_ahead_steps: usize,
+    /// Print the first micro-batch of rank 0 as text before training starts.
+    pub print_batch: bool,
 }
 
 /// A source of a mixture.
@@ -92,6 +94,7 @@ impl Default for DataConfig {
             threads: 1,
             prefetch_steps: 4,
             read_ahead_steps: 16,
+            print_batch: false,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The ILM corruption: how many tokens of a row are dropped, and which, decided per (epoch, row) and nothing else.
 
+use rand_chacha::rand_core::Rng;
+
 use crate::random::{Purpose, keyed_rng, uniform_below};
 
 /// What a sample's random draws may depend on, and where it stands in the run.
@@ -38,27 +40,18 @@ impl Drops for KeyedDrops {
         let mut rng = keyed_rng(self.seed, Purpose::Drop, key.epoch, key.row);
         let n = dropped.len();
         let count = uniform_below(&mut rng, n as u64 + 1) as usize;
-        // Floyd's algorithm: a uniform subset in `count` draws, with the flags as the set.
-        for upper in n - count..n {
-            let candidate = uniform_below(&mut rng, upper as u64 + 1) as usize;
-            let chosen = if dropped[candidate] { upper } else { candidate };
-            dropped[chosen] = true;
-        }
+        choose(&mut rng, count, dropped);
     }
 }
 
-/// One line a sample, at debug level: for replays, and equal for every number of ranks.
-pub(crate) fn log_drops(key: &SampleKey, dropped: &[bool]) {
-    if tracing::enabled!(target: "data_pipeline::drop", tracing::Level::DEBUG) {
-        let indices: Vec<usize> = (0..dropped.len()).filter(|&index| dropped[index]).collect();
-        tracing::debug!(
-            target: "data_pipeline::drop",
-            position = key.position,
-            epoch = key.epoch,
-            sample = key.row,
-            tokens = dropped.len(),
-            dropped = ?indices,
-        );
+/// Marks a uniform choice of `count` places, of which there must be so many; no place is marked on entry.
+///
+/// Floyd's algorithm: `count` draws, with the marks as the set.
+pub(crate) fn choose(rng: &mut impl Rng, count: usize, chosen: &mut [bool]) {
+    for upper in chosen.len() - count..chosen.len() {
+        let candidate = uniform_below(rng, upper as u64 + 1) as usize;
+        let place = if chosen[candidate] { upper } else { candidate };
+        chosen[place] = true;
     }
 }
 

@@ -184,6 +184,16 @@ pub enum Error {
         /// What the encoder says.
         reason: String,
     },
+    /// No memory for a batch.
+    #[error(
+        "no host memory for a batch of {words} words of 8 bytes: {reason}; lower per_device_batch_size or block_size"
+    )]
+    HostMemory {
+        /// What was asked for.
+        words: usize,
+        /// What the allocator says.
+        reason: String,
+    },
     /// The system gives no thread.
     #[error("cannot start a data thread: {0}; lower data.threads or raise the limit of processes")]
     Thread(std::io::Error),

@@ -3,13 +3,14 @@
 use std::{ops::Range, sync::Arc};
 
 use crate::{
-    batch::{PackedBatch, PromptBatch},
+    batch::PackedBatch,
     collate::Collator,
     dataset::Dataset,
     drop::SampleKey,
     error::{Error, Result},
     loader::read,
     prefetch::{Prefetch, Stop},
+    prompts::PromptBatch,
     read_ahead::ReadAhead,
 };
 

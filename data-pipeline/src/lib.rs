@@ -7,7 +7,10 @@ mod batch;
 mod collate;
 mod concat;
 pub mod config;
+mod cut;
 mod dataset;
+mod dense;
+mod describe;
 mod detokenize;
 mod drop;
 mod error;
@@ -18,19 +21,25 @@ mod order;
 mod parquet;
 mod permutation;
 mod plan;
+mod pool;
 mod prefetch;
+mod prompts;
 mod random;
 mod read_ahead;
 mod schedule;
+mod spans;
 mod star;
 mod tokenizer;
 
 pub use crate::{
-    batch::{BatchPool, PackedBatch, PadSide, PromptBatch, pad_truncate},
-    collate::{Collator, MicroBatchLimit},
+    batch::{BatchArrays, BatchLayout, PackedBatch},
+    collate::Collator,
     concat::Concat,
     config::{DataConfig, Detokenizer, MixtureEntry, OnBad, SpecialTokenNames, StarConfig, StarKind, Task},
+    cut::MicroBatchLimit,
     dataset::{Dataset, Example, Part},
+    dense::{PadSide, pad_truncate},
+    describe::{DescribeOptions, describe_batch},
     detokenize::detokenize_lm1b,
     drop::{Drops, KeyedDrops, SampleKey},
     error::{Error, Result, RowAddress},
@@ -41,8 +50,11 @@ pub use crate::{
     parquet::{Columns, ParquetDataset, ParquetOptions, panic_becomes_error},
     permutation::Permutation,
     plan::BatchPlan,
+    pool::{BatchPool, HostMemory, HostSlab, PlainMemory},
+    prompts::PromptBatch,
     random::{Purpose, keyed_rng, shuffle, uniform_below},
     schedule::{Schedule, Steps},
+    spans::SpanDrops,
     star::{StarDataset, StarGraph, materialise},
     tokenizer::{HuggingFaceTokenizer, NumbersTokenizer, SpecialTokens, Tokenizer},
 };

@@ -3,13 +3,14 @@
 use std::{ops::Range, sync::Arc};
 
 use crate::{
-    batch::{BatchPool, PackedBatch},
+    batch::PackedBatch,
     collate::Collator,
     dataset::{Dataset, Example},
     drop::SampleKey,
     error::{Error, Result},
     order::GlobalOrder,
     plan::BatchPlan,
+    pool::BatchPool,
     prefetch::{Prefetch, Stop},
     read_ahead::ReadAhead,
     schedule::{Schedule, Steps},

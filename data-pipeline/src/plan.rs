@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::{
-    collate::MicroBatchLimit,
+    cut::MicroBatchLimit,
     drop::SampleKey,
     error::{Error, Result},
     order::GlobalOrder,

@@ -16,6 +16,8 @@ pub enum Purpose {
     WindowOrder = 3,
     /// A generated star graph; counters: split, row.
     Star = 4,
+    /// Spans of a row that are dropped for infilling; counters: epoch, row.
+    Spans = 7,
 }
 
 /// The stream for `(seed, purpose, a, b)`.
@@ -35,10 +37,10 @@ pub fn uniform_below(rng: &mut impl Rng, n: u64) -> u64 {
     if n == 0 {
         return 0;
     }
-    let uneven = n.wrapping_neg() % n;
     loop {
         let product = u128::from(rng.next_u64()) * u128::from(n);
-        if (product as u64) >= uneven {
+        // The rest is below n, so hardly any draw needs the slow division.
+        if (product as u64) >= n || (product as u64) >= n.wrapping_neg() % n {
             return (product >> 64) as u64;
         }
     }

@@ -124,33 +124,33 @@ struct PlainRow {
 
 fn plain_rows(batch: &PackedBatch) -> BTreeMap<u64, PlainRow> {
     let mut rows = BTreeMap::new();
-    for (row, &sample) in batch.sample_ids.iter().enumerate() {
-        let range = batch.row_ptr[row] as usize..batch.row_ptr[row + 1] as usize;
+    for (row, sample) in batch.sample_ids().enumerate() {
+        let range = batch.row(row);
         let mut targets = BTreeMap::new();
         for (place, at) in range.clone().enumerate() {
-            assert_eq!(batch.positions[at], place as i64);
-            let gap = batch.tgt_ptr[at] as usize..batch.tgt_ptr[at + 1] as usize;
-            assert!(batch.tgt_ids[gap.clone()].is_sorted_by(|a, b| a < b), "ids of a gap ascend");
+            assert_eq!(batch.positions()[at], place as i64);
+            let gap = batch.gap(at);
+            assert!(batch.tgt_ids()[gap.clone()].is_sorted_by(|a, b| a < b), "ids of a gap ascend");
             for entry in gap {
-                targets.insert((place as i64, batch.tgt_ids[entry]), batch.tgt_counts[entry]);
+                targets.insert((place as i64, batch.tgt_ids()[entry]), batch.tgt_counts()[entry]);
             }
         }
         assert_eq!(batch.n_drops(row), targets.values().sum::<i64>());
-        assert_eq!(batch.cls[row], 0);
+        assert_eq!(batch.cls()[row], 0);
         let plain = PlainRow {
-            ids: batch.tokens[range.clone()].to_vec(),
-            types: batch.token_types[range].to_vec(),
+            ids: batch.tokens()[range.clone()].to_vec(),
+            types: batch.token_types()[range].to_vec(),
             targets,
         };
         assert!(rows.insert(sample, plain).is_none());
     }
-    let lengths: Vec<i64> = batch.row_ptr.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let lengths: Vec<i64> = batch.row_ptr().windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(lengths.is_sorted(), "rows are sorted by length");
-    for (pair, samples) in lengths.windows(2).zip(batch.sample_ids.windows(2)) {
-        assert!(pair[0] < pair[1] || samples[0] < samples[1], "equal rows keep their order");
+    for (pair, samples) in lengths.windows(2).zip(batch.samples().windows(2)) {
+        assert!(pair[0] < pair[1] || samples[0].row < samples[1].row, "equal rows keep their order");
     }
-    assert_eq!(batch.visible(), batch.tgt_ptr.len() - 1);
-    assert_eq!(batch.rows(), batch.row_ptr.len() - 1);
+    assert_eq!(batch.visible(), batch.tgt_ptr().len() - 1);
+    assert_eq!(batch.rows(), batch.row_ptr().len() - 1);
     rows
 }
 
@@ -241,7 +241,7 @@ fn golden_dense_views() {
         let batch = collator(&name, &case).collate(&samples(&[], &case.input_ids));
         let wanted = tensors.rows(&format!("{name}.input_ids"));
         let dense = batch.dense_tokens(wanted[0].len(), 0, PadSide::Right);
-        for (row, &sample) in batch.sample_ids.iter().enumerate() {
+        for (row, sample) in batch.sample_ids().enumerate() {
             assert_eq!(dense[row], wanted[sample as usize], "{name}");
         }
     }
@@ -266,10 +266,23 @@ fn golden_prompts() {
                 .collect::<Vec<_>>()
         };
         for row in 0..batch.rows() {
-            let range = batch.row_ptr[row] as usize..batch.row_ptr[row + 1] as usize;
-            assert_eq!(batch.token_types[range], real(&types[row], &mask[row]), "{name}");
-            assert_eq!(batch.targets[row], real(&targets[row], &target_mask[row]), "{name}");
+            assert_eq!(batch.token_types[batch.row(row)], real(&types[row], &mask[row]), "{name}");
+            assert_eq!(batch.target(row), real(&targets[row], &target_mask[row]), "{name}");
         }
+    }
+}
+
+#[test]
+fn golden_unconditional() {
+    let tensors = Tensors::open("collators.safetensors");
+    let (name, case) = cases("default.unconditional").remove(0);
+    let batch = collator(&name, &case).collate_unconditional(0..case.input_ids.len() as u64);
+    let get = |field: &str| tensors.rows(&format!("{name}.{field}"));
+    assert_eq!(batch.dense_tokens(2, 0, PadSide::Right), get("input_ids"));
+    for (row, types) in get("token_type_ids").iter().enumerate() {
+        assert_eq!(batch.token_types[batch.row(row)], types[..]);
+        assert_eq!(batch.closed[batch.row(row)], [true, false]);
+        assert!(batch.target(row).is_empty());
     }
 }
 

@@ -10,8 +10,8 @@ use std::{
 };
 
 use data_pipeline::{
-    DataConfig, Dataset, Error, EvalLoader, EvalPlan, Example, LoaderOptions, PackedBatch, Result, Split,
-    StarConfig, StarDataset, StepBatch, TrainLoader, TrainStream,
+    BatchPool, DataConfig, Dataset, Error, EvalLoader, EvalPlan, Example, LoaderOptions, PackedBatch,
+    PlainMemory, Result, Split, StarConfig, StarDataset, StepBatch, TrainLoader, TrainStream,
 };
 use streams::{Rows, Run, collator, step_rows};
 use tracing::{
@@ -128,7 +128,12 @@ fn dropping_a_loader_early_ends_its_threads() {
 fn orders_and_plans_of_another_data_set_are_refused() {
     let dataset = star(100);
     let stream = TrainStream { order: alone().stream(&star(99)).order, ..alone().stream(&dataset) };
-    let options = LoaderOptions { threads: 1, prefetch_steps: 1, read_ahead_steps: 0, pool: Arc::default() };
+    let options = LoaderOptions {
+        threads: 1,
+        prefetch_steps: 1,
+        read_ahead_steps: 0,
+        pool: BatchPool::new(Arc::new(PlainMemory), 64),
+    };
     assert!(TrainLoader::spawn(stream, 0, options).err().unwrap().is_config());
     let plan = EvalPlan::new(99, 10, 0, 1).unwrap();
     assert!(EvalLoader::packed(dataset, collator(), plan, 1, 1).err().unwrap().is_config());
@@ -147,7 +152,7 @@ fn evaluation_has_every_row_once_in_order_with_the_same_drops_for_every_world() 
     let ranks = [load(0, 3), load(1, 3), load(2, 3)];
     for (index, batch) in alone.iter().enumerate() {
         assert_eq!(ranks[index % 3][index / 3], *batch);
-        let mut ids = batch.sample_ids.clone();
+        let mut ids: Vec<u64> = batch.sample_ids().collect();
         ids.sort_unstable();
         assert!(ids.into_iter().eq(index as u64 * 16..(index as u64 * 16 + 16).min(100)));
     }
@@ -160,7 +165,8 @@ fn evaluation_leaves_out_rows_and_batches_that_cannot_be_used_and_may_be_cut_sho
     let ids = |limit| {
         let plan = EvalPlan::new(50, 8, 0, 1).unwrap().limited_to(limit);
         let batches = EvalLoader::packed(dataset.clone(), collator(), plan, 2, 2).unwrap();
-        let mut ids: Vec<u64> = batches.flat_map(|batch| batch.unwrap().sample_ids).collect();
+        let mut ids: Vec<u64> =
+            batches.flat_map(|batch| batch.unwrap().sample_ids().collect::<Vec<_>>()).collect();
         ids.sort_unstable();
         ids
     };
@@ -200,10 +206,10 @@ fn prompts_come_in_row_order_with_whole_targets() {
     for batch in &batches {
         for row in 0..batch.rows() {
             let example = dataset.example(batch.sample_ids[row]).unwrap().unwrap();
-            let range = batch.row_ptr[row] as usize..batch.row_ptr[row + 1] as usize;
+            let range = batch.row(row);
             let prompt = example.prompt.iter().map(|&id| i64::from(id));
             assert!(batch.tokens[range].iter().copied().eq([1].into_iter().chain(prompt).chain([4])));
-            assert!(batch.targets[row].iter().copied().eq(example.tokens.iter().map(|&id| i64::from(id))));
+            assert!(batch.target(row).iter().copied().eq(example.tokens.iter().map(|&id| i64::from(id))));
         }
     }
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Golden, Packed, assert_close, load_model, manifest, shape_of};
-use data_pipeline::{PackedBatch, StepBatch};
+use data_pipeline::{BatchArrays, PackedBatch, SampleKey, StepBatch};
 use serde_json::Value;
 use worker::comm::Solo;
 use worker::config::{Experiment, LrSchedulerConfig, Schedule};
@@ -48,17 +48,18 @@ fn step_batch(name: &str) -> StepBatch {
         golden.ints("batch.cls_position"),
         golden.ints("batch.target_ids.dense"),
     );
-    let batch = PackedBatch {
-        sample_ids: (0..packed.cls.len() as u64).collect(),
-        row_ptr: packed.row_ptr,
-        tokens: packed.tokens,
-        positions: packed.positions,
-        token_types: Vec::new(),
-        cls: packed.cls,
-        tgt_ptr: packed.tgt_ptr,
-        tgt_ids: packed.tgt_ids,
-        tgt_counts: packed.tgt_counts,
+    let samples = (0..packed.cls.len() as u64).map(|row| SampleKey { position: row, epoch: 0, row });
+    let arrays: BatchArrays<&[i64]> = BatchArrays {
+        row_ptr: &packed.row_ptr,
+        tokens: &packed.tokens,
+        positions: &packed.positions,
+        token_types: &vec![2; packed.tokens.len()],
+        cls: &packed.cls,
+        tgt_ptr: &packed.tgt_ptr,
+        tgt_ids: &packed.tgt_ids,
+        tgt_counts: &packed.tgt_counts,
     };
+    let batch = PackedBatch::from_arrays(samples.collect(), arrays).expect("the arrays fit");
     StepBatch { position: 0, next_position: 1, micro_batches: vec![batch], skipped: 0 }
 }
 

@@ -9,8 +9,8 @@ use std::{
 };
 
 use data_pipeline::{
-    BatchPlan, Collator, Concat, DataConfig, Dataset, Example, KeyedDrops, LoaderOptions, MicroBatchLimit,
-    PackedBatch, Result, StepBatch, Tokenizer, TrainLoader, TrainStream,
+    BatchPlan, BatchPool, Collator, Concat, DataConfig, Dataset, Example, KeyedDrops, LoaderOptions,
+    MicroBatchLimit, PackedBatch, PlainMemory, Result, StepBatch, Tokenizer, TrainLoader, TrainStream,
 };
 
 /// Rows whose tokens are made of their number; it keeps which groups were read and announced.
@@ -106,7 +106,12 @@ impl Run {
 
     pub fn loader(&self, dataset: &Arc<dyn Dataset>) -> TrainLoader {
         let &DataConfig { threads, prefetch_steps, read_ahead_steps, .. } = &self.data;
-        let options = LoaderOptions { threads, prefetch_steps, read_ahead_steps, pool: Arc::default() };
+        let options = LoaderOptions {
+            threads,
+            prefetch_steps,
+            read_ahead_steps,
+            pool: BatchPool::new(Arc::new(PlainMemory), 64),
+        };
         TrainLoader::spawn(self.stream(dataset), self.start, options).unwrap()
     }
 
@@ -133,12 +138,13 @@ pub type PlainRow = (u64, Vec<i64>, Vec<(i64, i64, i64)>);
 pub fn rows(batch: &PackedBatch) -> Vec<PlainRow> {
     (0..batch.rows())
         .map(|row| {
-            let range = batch.row_ptr[row] as usize..batch.row_ptr[row + 1] as usize;
+            let range = batch.row(row);
             let gaps = range.clone().flat_map(|at| {
-                let gap = batch.tgt_ptr[at] as usize..batch.tgt_ptr[at + 1] as usize;
-                gap.map(move |entry| (batch.positions[at], batch.tgt_ids[entry], batch.tgt_counts[entry]))
+                batch.gap(at).map(move |entry| {
+                    (batch.positions()[at], batch.tgt_ids()[entry], batch.tgt_counts()[entry])
+                })
             });
-            (batch.sample_ids[row], batch.tokens[range.clone()].to_vec(), gaps.collect())
+            (batch.samples()[row].row, batch.tokens()[range.clone()].to_vec(), gaps.collect())
         })
         .collect()
 }

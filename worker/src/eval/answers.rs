@@ -44,7 +44,7 @@ pub(super) fn compare(
 
 fn prompts(batch: &PromptBatch) -> Vec<Prompt> {
     let prompt = |(row, &id): (usize, &u64)| {
-        let tokens = batch.row_ptr[row] as usize..batch.row_ptr[row + 1] as usize;
+        let tokens = batch.row(row);
         Prompt {
             id,
             tokens: batch.tokens[tokens.clone()].to_vec(),
@@ -61,8 +61,8 @@ fn add_scores(sums: &mut Sums, batch: &PromptBatch, predictions: &[Prediction], 
         .iter()
         .enumerate()
         .map(|(row, prediction)| Scored {
-            prompt: &batch.tokens[batch.row_ptr[row] as usize..batch.row_ptr[row + 1] as usize],
-            target: &batch.targets[row],
+            prompt: &batch.tokens[batch.row(row)],
+            target: batch.target(row),
             predicted: &prediction.tokens,
         })
         .collect();

@@ -184,12 +184,12 @@ fn dropout_seed(seed: u64, step: u64, rank: usize, micro_batch: usize) -> u64 {
 /// The pipeline's batch as the model wants it.
 pub fn batch_view(batch: &PackedBatch) -> Batch<'_> {
     Batch {
-        row_ptr: &batch.row_ptr,
-        tokens: &batch.tokens,
-        positions: &batch.positions,
-        cls: &batch.cls,
-        tgt_ptr: &batch.tgt_ptr,
-        tgt_ids: &batch.tgt_ids,
-        tgt_counts: &batch.tgt_counts,
+        row_ptr: batch.row_ptr(),
+        tokens: batch.tokens(),
+        positions: batch.positions(),
+        cls: batch.cls(),
+        tgt_ptr: batch.tgt_ptr(),
+        tgt_ids: batch.tgt_ids(),
+        tgt_counts: batch.tgt_counts(),
     }
 }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoints::Store;
-use data_pipeline::{BatchPool, LoaderOptions, Schedule, TrainLoader, TrainStream};
+use data_pipeline::{
+    BatchPool, DescribeOptions, LoaderOptions, PlainMemory, Schedule, StepBatch, TrainLoader, TrainStream,
+    describe_batch,
+};
 
 use super::Run;
 use crate::comm::Collectives;
@@ -30,9 +33,13 @@ impl Steps<'_, '_> {
         let schedule = config.data.schedule(config.global_batch_size, self.run.dataset.len())?;
         let mut loader = self.loader(schedule.clone(), state.position)?;
         let mut view = self.view(state.step)?;
+        let first_step = state.step;
         while state.step < config.trainer.max_steps {
             let started = Instant::now();
             let Some(batch) = loader.next()? else { break };
+            if state.step == first_step {
+                self.print_first(&batch);
+            }
             let waited = DataWait { time: started.elapsed(), ready_steps: loader.figures().ready_steps };
             let figures = train_step(state, config, self.comm, &batch, waited, self.run.stop.is_set())?;
             if let Some(view) = &mut view {
@@ -74,9 +81,29 @@ impl Steps<'_, '_> {
             threads: data.threads,
             prefetch_steps: data.prefetch_steps,
             read_ahead_steps: data.read_ahead_steps,
-            pool: Arc::new(BatchPool::default()),
+            pool: BatchPool::new(Arc::new(PlainMemory), self.buffers()),
         };
         Ok(TrainLoader::spawn(stream, position, options)?)
+    }
+
+    /// Host buffers that are in use at a time: those of the steps that are ready or in the making, and of the one that
+    /// is computed.
+    fn buffers(&self) -> usize {
+        let config = self.run.config();
+        let rows = config.global_batch_size.div_ceil(self.comm.world_size());
+        let steps = config.data.prefetch_steps.saturating_add(config.data.threads).saturating_add(1);
+        rows.div_ceil(config.per_device_batch_size).saturating_mul(steps)
+    }
+
+    /// Shows the first micro-batch as a person would want to see it.
+    fn print_first(&self, batch: &StepBatch) {
+        if self.comm.rank() > 0 || !self.run.config().data.print_batch {
+            return;
+        }
+        if let Some(micro_batch) = batch.micro_batches.first() {
+            let tokenizer = &self.run.assembly.tokenizer;
+            say!("{}", describe_batch(micro_batch, tokenizer, &DescribeOptions::default()));
+        }
     }
 
     /// Only rank 0 shows and writes figures.
