@@ -1,6 +1,6 @@
 //! A data set is a pure function from a row number to an example.
 
-use crate::error::Result;
+use crate::{error::Result, manifest::DatasetManifest};
 
 /// One row, tokenised, before any token is dropped.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,6 +30,11 @@ pub trait Dataset: Send + Sync {
 
     /// A hash that changes when the rows or the rules that make examples of them change.
     fn fingerprint(&self) -> &str;
+
+    /// What the fingerprint covers, for [`DatasetManifest::difference`] to name what changed.
+    fn manifest(&self) -> DatasetManifest {
+        DatasetManifest::of_rules([("generator", self.fingerprint().to_owned())])
+    }
 
     /// True for no rows (which no constructor of this crate allows).
     fn is_empty(&self) -> bool {

@@ -12,6 +12,7 @@ mod drop;
 mod error;
 mod evaluate;
 mod loader;
+mod manifest;
 mod open;
 mod order;
 mod parquet;
@@ -19,6 +20,7 @@ mod permutation;
 mod plan;
 mod prefetch;
 mod random;
+mod source;
 mod star;
 mod tokenizer;
 
@@ -32,12 +34,14 @@ pub use crate::{
     error::{Error, Result, RowAddress},
     evaluate::{EvalLoader, EvalPlan},
     loader::{StepBatch, TrainLoader},
+    manifest::{DatasetManifest, FileSummary},
     open::Split,
     order::GlobalOrder,
     parquet::{Columns, ParquetDataset, ParquetOptions, panic_becomes_error},
     permutation::Permutation,
     plan::BatchPlan,
     random::{Purpose, keyed_rng, shuffle, uniform_below},
+    source::{Location, Sources, StoreConfig},
     star::{StarDataset, StarGraph, materialise},
     tokenizer::{HuggingFaceTokenizer, NumbersTokenizer, SpecialTokens, Tokenizer},
 };

@@ -18,7 +18,7 @@ fn options() -> ParquetOptions {
         columns: Columns::Language,
         detokenizer: Detokenizer::None,
         max_tokens: None,
-        window_groups: 2,
+        memory: 64 << 20,
     }
 }
 

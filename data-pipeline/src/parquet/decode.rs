@@ -3,7 +3,6 @@
 use std::{
     cell::Cell,
     collections::HashMap,
-    fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -16,6 +15,7 @@ use parquet::{
 };
 
 use super::{
+    chunk::Chunk,
     columns::{Column, Content},
     index::FileIndex,
 };
@@ -81,12 +81,22 @@ impl<T> Segments<T> {
 }
 
 impl Group {
-    /// Decodes the wanted columns; ids are checked against the vocabulary. The error is the decoder's reason.
-    pub fn decode(file: &FileIndex, row_group: usize, vocab_size: usize) -> Result<Self, String> {
+    /// Decodes the columns that [`FileIndex::fetch`] gave; ids are checked against the vocabulary. The error is the
+    /// decoder's reason.
+    pub fn decode(
+        file: &FileIndex,
+        row_group: usize,
+        chunks: Vec<Chunk>,
+        vocab_size: usize,
+    ) -> Result<Self, String> {
         no_panic(|| {
-            let read = |column: &Column| decode_column(file, row_group, column, vocab_size);
+            let mut chunks = chunks.into_iter();
+            let mut read = |column: &Column| {
+                let chunk = chunks.next().ok_or("the bytes of a column are missing")?;
+                decode_column(file, row_group, column, chunk, vocab_size)
+            };
             Ok(Self {
-                prompt: file.columns.prompt.as_ref().map(read).transpose()?,
+                prompt: file.columns.prompt.as_ref().map(&mut read).transpose()?,
                 tokens: read(&file.columns.tokens)?,
             })
         })
@@ -129,12 +139,12 @@ fn decode_column(
     file: &FileIndex,
     row_group: usize,
     column: &Column,
+    chunk: Chunk,
     vocab_size: usize,
 ) -> Result<Rows, String> {
-    let handle = File::open(&file.path).map_err(|error| error.to_string())?;
     let group = file.metadata.row_group(row_group);
     let rows = usize::try_from(file.rows[row_group]).map_err(|error| error.to_string())?;
-    let pages = SerializedPageReader::new(Arc::new(handle), group.column(column.leaf), rows, None)
+    let pages = SerializedPageReader::new(Arc::new(chunk), group.column(column.leaf), rows, None)
         .map_err(|error| error.to_string())?;
     let descriptor = file.metadata.file_metadata().schema_descr().column(column.leaf);
     match (column.content, get_column_reader(descriptor.clone(), Box::new(pages))) {
