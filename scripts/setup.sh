@@ -3,11 +3,13 @@
 #
 #   scripts/setup.sh         libtorch for CPUs (a download of about 600 MB, 1.2 GB on disk)
 #   scripts/setup.sh --gpu   libtorch with everything CUDA needs (several GB)
-#   scripts/setup.sh --test  also what only the tests need: Slurm, shellcheck
+#   scripts/setup.sh --test  also what only the tests need: Slurm, shellcheck, and Python packages (an S3 server, writers of
+#                            Parquet files)
 #
 # For Debian and Ubuntu on x86_64, as root or with sudo; on other systems it works where the tools are there already.
-# What is present is left alone, so running it again is quick and needs no network. libtorch is kept once per user in
-# ${XDG_CACHE_HOME:-~/.cache}/ilm and linked from the checkout; a complete .libtorch directory in its place is kept.
+# What is present is left alone, so running it again is quick and needs no network. libtorch and the Python packages are
+# kept once per user in ${XDG_CACHE_HOME:-~/.cache}/ilm and linked from the checkout as .libtorch and .python-tests; a
+# complete directory in the place of a link is kept.
 set -euo pipefail
 
 readonly TORCH=2.13.0
@@ -15,6 +17,9 @@ readonly TORCH=2.13.0
 readonly WHEEL_PYTHON=3.12
 readonly OLDEST_GLIBC=2.28
 readonly OLDEST_RUST=1.95
+# What the tests of the data pipeline talk to (moto plays S3) and read the files of; their servers and writers run as
+# `.python-tests/bin/python -m MODULE`.
+readonly TEST_PACKAGES=(moto==5.2.5 pyarrow==26.0.1 duckdb==2.0.1 polars==2.1.0)
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 readonly root
@@ -29,6 +34,7 @@ main() {
     install_rust
     install_libtorch
     check_libraries "$root/.libtorch" || fail "libraries that libtorch needs are missing: $missing_libraries"
+    if $for_tests; then install_python_tests; fi
     say "ready: build with cargo build --release"
 }
 
@@ -92,6 +98,7 @@ missing_packages() {
         PATH=$PATH:/usr/sbin
         { has munged && has slurmctld && has slurmd && has srun; } ||
             printf '%s\n' munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins
+        python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     fi
 }
 
@@ -167,29 +174,61 @@ install_libtorch() {
     if [[ -d $root/.libtorch && ! -L $root/.libtorch ]]; then
         fail "$root/.libtorch is not a complete libtorch $TORCH for $set_name; move it away and run this again"
     fi
-    local cache=${XDG_CACHE_HOME:-$HOME/.cache}/ilm
-    mkdir -p "$cache"
-    fill_cache "$cache" "$cache/libtorch-$TORCH-$set_name"
-    # Renamed into place, so that a build at this moment finds either the old link or the new one.
-    ln -s "$cache/libtorch-$TORCH-$set_name" "$root/.libtorch.$$"
-    mv -T "$root/.libtorch.$$" "$root/.libtorch"
+    link_from_cache "libtorch-$TORCH-$set_name" .libtorch is_complete download
 }
 
-# fill_cache CACHE FOLDER: installs into FOLDER unless it is complete; a second run waits for the first.
+# has_test_packages FOLDER: whether it is a virtual environment with the right versions.
+has_test_packages() {
+    "$1/bin/python" -c 'if True:
+        import importlib.metadata, sys
+        wanted = (package.split("==") for package in sys.argv[1:])
+        sys.exit(any(importlib.metadata.version(name) != version for name, version in wanted))
+    ' "${TEST_PACKAGES[@]}" 2>/dev/null
+}
+
+install_python_tests() {
+    has_test_packages "$root/.python-tests" && return
+    if [[ -d $root/.python-tests && ! -L $root/.python-tests ]]; then
+        fail "$root/.python-tests lacks some of ${TEST_PACKAGES[*]}; move it away and run this again"
+    fi
+    local versions=${TEST_PACKAGES[*]//==/-}
+    link_from_cache "python-tests-${versions// /-}" .python-tests has_test_packages make_test_environment
+}
+
+# make_test_environment FOLDER: a virtual environment may be moved as long as its scripts are run as modules.
+make_test_environment() {
+    say "installing ${TEST_PACKAGES[*]} for the tests"
+    { python3 -m venv "$1" &&
+        "$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir --only-binary=:all: \
+            "${TEST_PACKAGES[@]/moto==/moto[server]==}"; } ||
+        fail "pip could not install ${TEST_PACKAGES[*]}; is PyPI within reach, and is there space in ${1%/*}?"
+}
+
+# link_from_cache NAME LINK CHECK MAKE: links LINK of the checkout to the folder NAME of the user's cache, which MAKE
+# fills if CHECK fails for it; both are given the folder.
+link_from_cache() {
+    local cache=${XDG_CACHE_HOME:-$HOME/.cache}/ilm link=$root/$2
+    mkdir -p "$cache"
+    fill_cache "$cache" "$cache/$1" "$3" "$4"
+    # Renamed into place, so that a build at this moment finds either the old link or the new one.
+    ln -s "$cache/$1" "$link.$$"
+    mv -T "$link.$$" "$link"
+}
+
+# fill_cache CACHE FOLDER CHECK MAKE: a second run waits for the first.
 fill_cache() {
-    local cache=$1 folder=$2 lock new
+    local cache=$1 folder=$2 check=$3 make=$4 lock new
     exec {lock}>"$cache/lock"
     flock "$lock"
-    if ! is_complete "$folder"; then
+    if ! "$check" "$folder"; then
         # Only one run is here at a time, so what lies around is left from one that was killed.
         rm -rf "$folder" "$cache"/new.*
         new=$(mktemp -d "$cache/new.XXXXXX")
         # Expanded now, because the variable is local.
         # shellcheck disable=SC2064
         trap "rm -rf $(printf %q "$new")" EXIT
-        say "installing libtorch $TORCH ($set_name) into $folder"
-        download "$new" || fail "pip could not install torch $TORCH; is PyPI within reach, and is there space in $cache?"
-        is_complete "$new" || fail "the libtorch that was downloaded is not complete:$missing_libraries"
+        "$make" "$new"
+        "$check" "$new" || fail "what was installed into $new is not complete:$missing_libraries"
         mv -T "$new" "$folder"
         trap - EXIT
     fi
@@ -198,6 +237,7 @@ fill_cache() {
 
 # download FOLDER: fills it with the wheels of the chosen set.
 download() {
+    say "installing libtorch $TORCH ($set_name)"
     local packages=("torch==$TORCH") options=() platform
     if [[ $set_name == cpu ]]; then
         # The default wheel is one for CUDA; these two are all that its CPU part loads of that.
@@ -210,7 +250,8 @@ download() {
     done
     export PIP_ROOT_USER_ACTION=ignore
     python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile --target "$1" \
-        --only-binary=:all: --implementation cp --python-version "$WHEEL_PYTHON" "${options[@]}" "${packages[@]}"
+        --only-binary=:all: --implementation cp --python-version "$WHEEL_PYTHON" "${options[@]}" "${packages[@]}" ||
+        fail "pip could not install torch $TORCH; is PyPI within reach, and is there space in ${1%/*}?"
 }
 
 main "$@"

@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         columns: Columns::Language,
         detokenizer: Detokenizer::None,
         max_tokens: None,
-        window_groups: 1,
+        memory: 256 << 20,
         on_bad_row: OnBad::Skip,
         on_bad_file: OnBad::Skip,
     };

@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::{
     dataset::{Dataset, Example, Part},
     error::{Error, Result},
+    manifest::DatasetManifest,
 };
 
 /// The sources of a mixture.
@@ -84,6 +85,18 @@ impl Dataset for Concat {
         for (source, rows) in self.sources.iter().zip(&of_source).filter(|(_, rows)| !rows.is_empty()) {
             source.read_ahead(rows);
         }
+    }
+
+    fn manifest(&self) -> DatasetManifest {
+        let mut all = DatasetManifest::default();
+        for (part, source) in self.parts.iter().zip(&self.sources) {
+            let manifest = source.manifest();
+            all.files.extend(manifest.files);
+            all.rules.insert(format!("weight of '{}'", part.name), part.weight.to_string());
+            let rules = manifest.rules.into_iter();
+            all.rules.extend(rules.map(|(name, rule)| (format!("{name} of '{}'", part.name), rule)));
+        }
+        all
     }
 
     fn skipped(&self) -> u64 {

@@ -4,18 +4,31 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::source::{Location, StoreConfig};
+
 /// Section `data`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
     /// What the rows are.
     pub task: Task,
-    /// Parquet file, directory or glob of the training split; none generates it (star graphs only).
-    pub train: Option<String>,
+    /// Parquet file, directory, glob or URL of the training split, or a list of them; none generates it (star graphs
+    /// only).
+    pub train: Option<Location>,
     /// The same for the validation split.
-    pub validation: Option<String>,
+    pub validation: Option<Location>,
     /// The same for the test split.
-    pub test: Option<String>,
+    pub test: Option<Location>,
+    /// How object stores are reached.
+    pub store: StoreConfig,
+    /// Folder that keeps what stores sent; none fetches it again each time. Ranks and runs may share it.
+    pub cache_dir: Option<PathBuf>,
+    /// Megabytes (2^20 bytes) that the folder may take; what was not used for the longest time is deleted.
+    pub cache_mib: u64,
+    /// Megabytes (2^20 bytes) of decoded row groups that a rank keeps, per split.
+    pub memory_mib: usize,
+    /// Go on from a checkpoint although the data set has changed since.
+    pub allow_changed: bool,
     /// A `tokenizer.json` (text only; star graphs bring their own).
     pub tokenizer: Option<PathBuf>,
     /// The strings that play the special roles; the ones the tokenizer lacks are added after its last id.
@@ -62,8 +75,8 @@ pub struct DataConfig {
 pub struct MixtureEntry {
     /// What the source is called in reports.
     pub name: String,
-    /// Parquet file, directory or glob.
-    pub path: String,
+    /// Parquet file, directory, glob or URL, or a list of them.
+    pub path: Location,
     /// How often samples are taken from the source, in proportion to the weights of the others.
     pub weight: f64,
 }
@@ -75,6 +88,11 @@ impl Default for DataConfig {
             train: None,
             validation: None,
             test: None,
+            store: StoreConfig::default(),
+            cache_dir: None,
+            cache_mib: 65_536,
+            memory_mib: 1024,
+            allow_changed: false,
             tokenizer: None,
             special_tokens: SpecialTokenNames::default(),
             detokenizer: Detokenizer::None,

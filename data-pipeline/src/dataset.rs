@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::Result;
+use crate::{error::Result, manifest::DatasetManifest};
 
 /// One row, tokenised, before any token is dropped.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,6 +53,11 @@ pub trait Dataset: Send + Sync {
 
     /// A hash that changes when the rows or the rules that make examples of them change.
     fn fingerprint(&self) -> &str;
+
+    /// What the fingerprint covers, for [`DatasetManifest::difference`] to name what changed.
+    fn manifest(&self) -> DatasetManifest {
+        DatasetManifest::of_rules([("generator", self.fingerprint().to_owned())])
+    }
 
     /// True for no rows (which no constructor of this crate allows).
     fn is_empty(&self) -> bool {

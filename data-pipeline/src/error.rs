@@ -56,6 +56,22 @@ pub enum Error {
         /// What the operating system says.
         source: std::io::Error,
     },
+    /// A store does not answer as it should.
+    #[error("cannot {what}: {reason} (tried {tries} times)")]
+    Remote {
+        /// What was tried: "read bytes A..B of 'URL'", ...
+        what: String,
+        /// How often.
+        tries: usize,
+        /// Why the last try failed.
+        reason: String,
+    },
+    /// An object is another one than when its set was opened.
+    #[error("'{url}' has changed since the data set was opened; start again to read the new file")]
+    Changed {
+        /// The object.
+        url: String,
+    },
     /// A file is no (sound) Parquet file.
     #[error("'{path}' is not a readable Parquet file: {reason}; replace it or take it out of the set", path = path.display())]
     BadFile {

@@ -16,6 +16,7 @@ mod drop;
 mod error;
 mod evaluate;
 mod loader;
+mod manifest;
 mod open;
 mod order;
 mod parquet;
@@ -27,6 +28,7 @@ mod prompts;
 mod random;
 mod read_ahead;
 mod schedule;
+mod source;
 mod spans;
 mod star;
 mod tokenizer;
@@ -45,6 +47,7 @@ pub use crate::{
     error::{Error, Result, RowAddress},
     evaluate::{EvalLoader, EvalPlan},
     loader::{LoaderFigures, LoaderOptions, StepBatch, TrainLoader, TrainStream},
+    manifest::{DatasetManifest, FileSummary},
     open::Split,
     order::{GlobalOrder, OrderSettings, SourceProgress},
     parquet::{Columns, ParquetDataset, ParquetOptions, panic_becomes_error},
@@ -54,6 +57,7 @@ pub use crate::{
     prompts::PromptBatch,
     random::{Purpose, keyed_rng, shuffle, uniform_below},
     schedule::{Schedule, Steps},
+    source::{Location, Sources, StoreConfig},
     spans::SpanDrops,
     star::{StarDataset, StarGraph, materialise},
     tokenizer::{HuggingFaceTokenizer, NumbersTokenizer, SpecialTokens, Tokenizer},

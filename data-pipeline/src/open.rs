@@ -1,15 +1,16 @@
 //! From section `data` to tokenizers and data sets.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, path::Path, sync::Arc};
 
 use crate::{
     concat::Concat,
-    config::{DataConfig, MixtureEntry, Task},
+    config::{DataConfig, Location, MixtureEntry, Task},
     dataset::Dataset,
     error::{Error, Result},
     order::{GlobalOrder, OrderSettings},
     parquet::{Columns, ParquetDataset, ParquetOptions},
     schedule::{Schedule, parse_steps},
+    source::Sources,
     star::StarDataset,
     tokenizer::Tokenizer,
 };
@@ -50,6 +51,7 @@ impl DataConfig {
             ("canonical_lanes", self.canonical_lanes),
             ("threads", self.threads),
             ("prefetch_steps", self.prefetch_steps),
+            ("memory_mib", self.memory_mib),
         ] {
             if value == 0 {
                 return Err(Error::Setting(format!("data.{name} = 0 makes no sense; use at least 1")));
@@ -69,6 +71,7 @@ impl DataConfig {
                 "data.max_tokens = 0 leaves no tokens; use at least 1 or leave it out".into(),
             ));
         }
+        self.store.validate()?;
         match self.task {
             Task::Star => self.star.validate(),
             Task::Text if self.tokenizer.is_none() => Err(no_tokenizer()),
@@ -128,41 +131,64 @@ impl DataConfig {
     }
 
     /// Where the rows of a split lie, if they are not generated.
-    pub fn location(&self, split: Split) -> Option<&str> {
+    pub fn location(&self, split: Split) -> Option<&Location> {
         match split {
-            Split::Train => self.train.as_deref(),
-            Split::Validation => self.validation.as_deref(),
-            Split::Test => self.test.as_deref(),
+            Split::Train => self.train.as_ref(),
+            Split::Validation => self.validation.as_ref(),
+            Split::Test => self.test.as_ref(),
         }
     }
 
     /// Opens a split; star graphs without a location are generated from `seed`.
     ///
     /// # Errors
-    /// When the location is not set (texts), matches nothing, or its files are damaged or of another kind.
+    /// When the location is not set (texts), matches nothing, cannot be reached, or its files are damaged or of another
+    /// kind.
     pub fn open_split(
         &self,
         split: Split,
         tokenizer: &Arc<Tokenizer>,
         seed: u64,
     ) -> Result<Arc<dyn Dataset>> {
+        self.open_split_with(split, tokenizer, seed, None)
+    }
+
+    /// The same with a file that keeps footers from one start to the next (see [`ParquetDataset::open_from`]).
+    ///
+    /// # Errors
+    /// As [`DataConfig::open_split`].
+    pub fn open_split_with(
+        &self,
+        split: Split,
+        tokenizer: &Arc<Tokenizer>,
+        seed: u64,
+        index: Option<&Path>,
+    ) -> Result<Arc<dyn Dataset>> {
         if split == Split::Train && !self.mixture.is_empty() {
             let source = |entry: &MixtureEntry| {
-                Ok((entry.name.clone(), entry.weight, self.open_files(&entry.path, tokenizer)?))
+                // Footers of the sources lie in files of their own.
+                let index = index.map(|path| path.with_extension(format!("{}.idx", entry.name)));
+                let dataset = self.open_files(&entry.path, tokenizer, index.as_deref())?;
+                Ok((entry.name.clone(), entry.weight, dataset))
             };
             return Ok(Arc::new(Concat::new(self.mixture.iter().map(source).collect::<Result<_>>()?)?));
         }
         match (self.task, self.location(split)) {
-            (_, Some(location)) => self.open_files(location, tokenizer),
+            (_, Some(location)) => self.open_files(location, tokenizer, index),
             (Task::Star, None) => Ok(Arc::new(StarDataset::new(&self.star, split, seed)?)),
             (Task::Text, None) => Err(Error::Setting(format!(
-                "data.{} is not set; give a Parquet file, a directory or a glob",
+                "data.{} is not set; give a Parquet file, a directory, a glob or a URL",
                 split.name()
             ))),
         }
     }
 
-    fn open_files(&self, location: &str, tokenizer: &Arc<Tokenizer>) -> Result<Arc<dyn Dataset>> {
+    fn open_files(
+        &self,
+        location: &Location,
+        tokenizer: &Arc<Tokenizer>,
+        index: Option<&Path>,
+    ) -> Result<Arc<dyn Dataset>> {
         let columns = match self.task {
             Task::Text => Columns::Language,
             Task::Star => Columns::PromptAndTarget,
@@ -171,11 +197,12 @@ impl DataConfig {
             columns,
             detokenizer: self.detokenizer,
             max_tokens: self.max_tokens,
-            window_groups: self.window_groups,
+            memory: self.memory_mib.saturating_mul(1 << 20),
             on_bad_row: self.on_bad_row,
             on_bad_file: self.on_bad_file,
         };
-        Ok(Arc::new(ParquetDataset::open(location, tokenizer, options)?))
+        let sources = Sources::new(self.store.clone());
+        Ok(Arc::new(ParquetDataset::open_from(&sources, location, index, tokenizer, options)?))
     }
 }
 

@@ -27,8 +27,8 @@ fn set(name: &str) -> String {
 
 fn bert_config() -> DataConfig {
     DataConfig {
-        train: Some(set("lm1b-mini/train-*")),
-        validation: Some(set("lm1b-mini/test-*")),
+        train: Some(set("lm1b-mini/train-*").into()),
+        validation: Some(set("lm1b-mini/test-*").into()),
         tokenizer: Some(set("tokenizers/bert-base-uncased/tokenizer.json").into()),
         detokenizer: Detokenizer::Lm1b,
         max_tokens: Some(128),
@@ -47,8 +47,8 @@ fn gpt2_config(name: &str) -> DataConfig {
         unk: "<|unk|>".into(),
     };
     DataConfig {
-        train: Some(set(&format!("{name}/train-*"))),
-        validation: Some(set(&format!("{name}/validation-*"))),
+        train: Some(set(&format!("{name}/train-*")).into()),
+        validation: Some(set(&format!("{name}/validation-*")).into()),
         tokenizer: Some(set("tokenizers/gpt2/tokenizer.json").into()),
         special_tokens: names,
         ..DataConfig::default()
@@ -126,8 +126,7 @@ fn whole_documents_have_at_most_1024_tokens() {
 fn threads_read_the_same_rows_in_any_order() {
     let (_, dataset) = open(&gpt2_config("owt-gpt2-1024-mini"), Split::Train);
     let wanted: Vec<Example> = (0..dataset.len()).map(|row| dataset.example(row).unwrap().unwrap()).collect();
-    let (_, shared) =
-        open(&DataConfig { window_groups: 1, ..gpt2_config("owt-gpt2-1024-mini") }, Split::Train);
+    let (_, shared) = open(&DataConfig { memory_mib: 1, ..gpt2_config("owt-gpt2-1024-mini") }, Split::Train);
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
             let (shared, wanted) = (&shared, &wanted);
@@ -158,7 +157,7 @@ fn options(columns: Columns) -> ParquetOptions {
         columns,
         detokenizer: Detokenizer::None,
         max_tokens: None,
-        window_groups: 2,
+        memory: 64 << 20,
         on_bad_row: OnBad::Error,
         on_bad_file: OnBad::Error,
     }

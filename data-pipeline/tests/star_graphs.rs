@@ -178,7 +178,7 @@ fn files_hold_the_same_rows() {
             "test-00000-of-00001.parquet"
         ]
     );
-    let location = |split: Split| Some(format!("{}/{}-*.parquet", dir.path().display(), split.name()));
+    let location = |split: Split| Some(format!("{}/{}-*.parquet", dir.path().display(), split.name()).into());
     let from_files = DataConfig {
         task: Task::Star,
         star: config.clone(),

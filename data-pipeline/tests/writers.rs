@@ -47,7 +47,7 @@ fn same_rows(path: &Path) {
         columns: Columns::Language,
         detokenizer: Detokenizer::None,
         max_tokens: None,
-        window_groups: 2,
+        memory: 256 << 20,
         on_bad_row: OnBad::Error,
         on_bad_file: OnBad::Error,
     };

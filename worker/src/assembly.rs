@@ -1,5 +1,6 @@
 //! From a configuration to the objects it names: tokenizer, splits, collator, model.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use data_pipeline::{Collator, Dataset, KeyedDrops, Split, Task, Tokenizer};
@@ -33,6 +34,19 @@ impl Assembly {
         split: Split,
     ) -> Result<Arc<dyn Dataset>, data_pipeline::Error> {
         config.data.open_split(split, &self.tokenizer, config.seed)
+    }
+
+    /// The same with a file that keeps the footers of the split's files from one start to the next.
+    ///
+    /// # Errors
+    /// As [`open_split`](Self::open_split).
+    pub fn open_split_with(
+        &self,
+        config: &Experiment,
+        split: Split,
+        index: Option<&Path>,
+    ) -> Result<Arc<dyn Dataset>, data_pipeline::Error> {
+        config.data.open_split_with(split, &self.tokenizer, config.seed, index)
     }
 
     /// Whether the configuration has such a split at all: generated graphs always do, files must be named.

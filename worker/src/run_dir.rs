@@ -42,6 +42,16 @@ impl RunDir {
         self.root.join("config.toml")
     }
 
+    /// What the training data was made of, as the run was last started.
+    pub fn dataset(&self) -> PathBuf {
+        self.root.join("dataset.json")
+    }
+
+    /// Footers of a split's files, kept from one start to the next.
+    pub fn index(&self, split: &str) -> PathBuf {
+        self.root.join("index").join(format!("{split}.idx"))
+    }
+
     /// One JSON line per step.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")
@@ -82,9 +92,7 @@ impl RunDir {
         };
         let old: Vec<PathBuf> = entries
             .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| {
-                !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("previous-"))
-            })
+            .filter(|path| path.file_name().is_some_and(|name| !stays(&name.to_string_lossy())))
             .collect();
         if old.is_empty() {
             return Ok(None);
@@ -102,6 +110,11 @@ impl RunDir {
         }
         Ok(Some(aside))
     }
+}
+
+/// What a fresh start leaves in its place: earlier runs, and what the launcher and this start have opened already.
+fn stays(name: &str) -> bool {
+    name.starts_with("previous-") || ["logs", "heartbeats", "launcher.json", "index"].contains(&name)
 }
 
 /// Writes `content` to `path` so that a reader sees the old or the new file, never a part.

@@ -411,8 +411,8 @@ fn overrides_are_read_as_their_key_has_it() {
     )
     .unwrap()
     .experiment;
-    assert_eq!(e.data.train.as_deref(), Some("2024"));
-    assert_eq!(e.data.test.as_deref(), Some("/data/a=b/test-*.parquet"));
+    assert_eq!(e.data.train, Some("2024".into()));
+    assert_eq!(e.data.test, Some("/data/a=b/test-*.parquet".into()));
     assert_eq!(e.data.tokenizer.as_deref(), Some(Path::new("true")));
     assert_eq!(e.data.special_tokens.pad, "0");
     assert_eq!((e.optimizer.betas, e.optimizer.lr), ([0.9, 0.95], 1.0));

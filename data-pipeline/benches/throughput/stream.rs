@@ -3,8 +3,7 @@
 use std::{hint::black_box, path::Path, sync::Arc};
 
 use data_pipeline::{
-    BatchPool, Collator, DataConfig, Dataset, GlobalOrder, KeyedDrops, MicroBatchLimit, PlainMemory,
-    SampleKey, Split,
+    BatchPool, Collator, DataConfig, Dataset, GlobalOrder, KeyedDrops, MicroBatchLimit, PlainMemory, Split,
 };
 
 use crate::{
@@ -26,14 +25,16 @@ pub struct Stream {
 impl Stream {
     pub fn open(data: &Path) -> Outcome<Self> {
         let config = DataConfig {
-            train: Some(data.join("owt-gpt2-1024-mini/train-*.parquet").to_string_lossy().into_owned()),
+            train: Some(
+                data.join("owt-gpt2-1024-mini/train-*.parquet").to_string_lossy().into_owned().into(),
+            ),
             tokenizer: Some(tokenizer_file(data, "gpt2")),
             ..DataConfig::default()
         };
         let tokenizer = Arc::new(config.open_tokenizer()?);
         let dataset = config.open_split(Split::Train, &tokenizer, 1)?;
         Ok(Self {
-            order: GlobalOrder::new(dataset.groups(), 1, config.window_groups)?,
+            order: config.order(dataset.as_ref(), 1)?,
             collator: Collator::language(1024, tokenizer.special(), Arc::new(KeyedDrops::new(1)))?,
             pool: BatchPool::new(Arc::new(PlainMemory), 16),
             dataset,
@@ -49,9 +50,9 @@ impl Stream {
     pub fn step(&self, step: u64) -> Outcome<u64> {
         let mut samples = Vec::with_capacity(STEP as usize);
         for position in step * STEP..(step + 1) * STEP {
-            let (epoch, row) = self.order.row(position);
-            if let Some(example) = self.dataset.example(row)? {
-                samples.push((SampleKey { position, epoch, row }, example));
+            let key = self.order.key(position);
+            if let Some(example) = self.dataset.example(key.row)? {
+                samples.push((key, example));
             }
         }
         let limit = MicroBatchLimit { rows: ROWS, visible_tokens: None };

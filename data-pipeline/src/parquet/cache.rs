@@ -1,18 +1,22 @@
-//! Decoded row groups, shared by the data threads: bounded, least recently used first out, each decoded once at a time.
+//! Decoded row groups, shared by the data threads: bounded in bytes, least recently used first out, decoded once at a time.
+//!
+//! Groups may be announced; threads take them in that order and decode them before they are asked for.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
 use crate::error::Result;
+
+/// Announced groups that wait; older ones are forgotten, since they are decoded when asked for anyway.
+const MOST_ANNOUNCED: usize = 4096;
 
 /// A bounded map from group numbers to decoded groups `G`.
 #[derive(Debug)]
 pub(super) struct GroupCache<G> {
     /// Memory a group takes.
     bytes_of: fn(&G) -> usize,
-    max_groups: usize,
     max_bytes: usize,
     state: Mutex<State<G>>,
     changed: Condvar,
@@ -23,21 +27,33 @@ struct State<G> {
     slots: HashMap<usize, Slot<G>>,
     bytes: usize,
     clock: u64,
+    /// Groups to decode ahead, with the memory they may take.
+    announced: VecDeque<(usize, usize)>,
+    /// Memory of groups that are decoded ahead, or being so, and have not been asked for.
+    ahead: usize,
+    closed: bool,
 }
 
 #[derive(Debug)]
 enum Slot<G> {
-    /// A thread decodes it.
-    Decoding,
-    /// It is there.
-    Ready { group: Arc<G>, bytes: usize, last_used: u64 },
+    /// A thread decodes it; so much of `ahead` is its.
+    Decoding { ahead: usize },
+    /// It is there; so much of `ahead` is its.
+    Ready { group: Arc<G>, bytes: usize, last_used: u64, ahead: usize },
 }
 
 impl<G> GroupCache<G> {
-    /// Keeps at most so many groups and bytes, but always the newest group.
-    pub fn new(max_groups: usize, max_bytes: usize, bytes_of: fn(&G) -> usize) -> Self {
-        let state = Mutex::new(State { slots: HashMap::new(), bytes: 0, clock: 0 });
-        Self { bytes_of, max_groups: max_groups.max(1), max_bytes, state, changed: Condvar::new() }
+    /// Keeps at most so many bytes, but always the newest group.
+    pub fn new(max_bytes: usize, bytes_of: fn(&G) -> usize) -> Self {
+        let state = State {
+            slots: HashMap::new(),
+            bytes: 0,
+            clock: 0,
+            announced: VecDeque::new(),
+            ahead: 0,
+            closed: false,
+        };
+        Self { bytes_of, max_bytes, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// The group, decoded by `decode` unless it is there; threads that ask meanwhile wait for it. After an error the
@@ -45,19 +61,81 @@ impl<G> GroupCache<G> {
     pub fn get(&self, index: usize, decode: impl FnOnce() -> Result<G>) -> Result<Arc<G>> {
         let mut state = self.lock();
         loop {
+            let before = state.ahead;
             match state.touch(index) {
-                Some(Some(group)) => return Ok(group),
-                Some(None) => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(Some(group)) => {
+                    if state.ahead < before {
+                        self.changed.notify_all();
+                    }
+                    return Ok(group);
+                }
+                Some(None) => state = self.wait(state),
                 None => break,
             }
         }
-        state.slots.insert(index, Slot::Decoding);
+        state.announced.retain(|(announced, _)| *announced != index);
+        state.slots.insert(index, Slot::Decoding { ahead: 0 });
         drop(state);
 
         let claim = Claim { cache: self, index, filled: false };
         let group = Arc::new(decode()?);
-        claim.fill(group.clone());
+        claim.fill(group.clone(), false);
         Ok(group)
+    }
+
+    /// Says which groups are asked for soon, and the memory they may take.
+    pub fn announce(&self, groups: impl Iterator<Item = (usize, usize)>) {
+        let mut state = self.lock();
+        for (index, bytes) in groups {
+            let known = state.slots.contains_key(&index)
+                || state.announced.iter().any(|(announced, _)| *announced == index);
+            if !known {
+                state.announced.push_back((index, bytes));
+            }
+        }
+        let forgotten = state.announced.len().saturating_sub(MOST_ANNOUNCED);
+        state.announced.drain(..forgotten);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Decodes announced groups until the cache is closed. What nobody has asked for yet takes at most half of the
+    /// memory, so groups in use stay. An error is left to the one who asks: he tries again.
+    pub fn decode_ahead(&self, decode: impl Fn(usize) -> Result<G>) {
+        while let Some(claim) = self.next_announced() {
+            match decode(claim.index) {
+                Ok(group) => claim.fill(Arc::new(group), true),
+                Err(error) => tracing::debug!("reading ahead failed: {error}"),
+            }
+        }
+    }
+
+    /// Ends [`GroupCache::decode_ahead`] on all threads.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn next_announced(&self) -> Option<Claim<'_, G>> {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            match state.announced.front().copied() {
+                Some((index, bytes)) if state.ahead == 0 || state.ahead + bytes <= self.max_bytes / 2 => {
+                    state.announced.pop_front();
+                    state.ahead += bytes;
+                    state.slots.insert(index, Slot::Decoding { ahead: bytes });
+                    return Some(Claim { cache: self, index, filled: false });
+                }
+                _ => state = self.wait(state),
+            }
+        }
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State<G>>) -> MutexGuard<'a, State<G>> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, State<G>> {
@@ -66,28 +144,41 @@ impl<G> GroupCache<G> {
 }
 
 impl<G> State<G> {
-    /// `None`: not there; `Some(None)`: being decoded.
+    /// `None`: not there; `Some(None)`: being decoded. Either way it has been asked for.
     fn touch(&mut self, index: usize) -> Option<Option<Arc<G>>> {
         self.clock += 1;
         match self.slots.get_mut(&index)? {
-            Slot::Decoding => Some(None),
-            Slot::Ready { group, last_used, .. } => {
+            Slot::Decoding { ahead } => {
+                self.ahead -= std::mem::take(ahead);
+                Some(None)
+            }
+            Slot::Ready { group, last_used, ahead, .. } => {
+                self.ahead -= std::mem::take(ahead);
                 *last_used = self.clock;
                 Some(Some(group.clone()))
             }
         }
     }
 
-    fn evict(&mut self, max_groups: usize, max_bytes: usize) {
-        while self.slots.len() > max_groups || self.bytes > max_bytes {
+    fn remove(&mut self, index: usize) {
+        match self.slots.remove(&index) {
+            Some(Slot::Ready { bytes, ahead, .. }) => {
+                self.bytes -= bytes;
+                self.ahead -= ahead;
+            }
+            Some(Slot::Decoding { ahead }) => self.ahead -= ahead,
+            None => {}
+        }
+    }
+
+    fn evict(&mut self, max_bytes: usize) {
+        while self.bytes > max_bytes {
             let oldest = self.slots.iter().filter_map(|(index, slot)| match slot {
                 Slot::Ready { last_used, .. } if *last_used < self.clock => Some((*last_used, *index)),
                 _ => None,
             });
             let Some((_, index)) = oldest.min() else { return };
-            if let Some(Slot::Ready { bytes, .. }) = self.slots.remove(&index) {
-                self.bytes -= bytes;
-            }
+            self.remove(index);
         }
     }
 }
@@ -100,14 +191,18 @@ struct Claim<'a, G> {
 }
 
 impl<G> Claim<'_, G> {
-    fn fill(mut self, group: Arc<G>) {
+    fn fill(mut self, group: Arc<G>, ahead: bool) {
         let bytes = (self.cache.bytes_of)(&group);
         let mut state = self.cache.lock();
+        // Nobody has asked for it as long as its part of `ahead` has not been given back.
+        let unasked = ahead && matches!(state.slots.get(&self.index), Some(Slot::Decoding { ahead: 1.. }));
+        state.remove(self.index);
         state.clock += 1;
         state.bytes += bytes;
-        let last_used = state.clock;
-        state.slots.insert(self.index, Slot::Ready { group, bytes, last_used });
-        state.evict(self.cache.max_groups, self.cache.max_bytes);
+        let (last_used, ahead) = (state.clock, if unasked { bytes } else { 0 });
+        state.ahead += ahead;
+        state.slots.insert(self.index, Slot::Ready { group, bytes, last_used, ahead });
+        state.evict(self.cache.max_bytes);
         drop(state);
         self.filled = true;
     }
@@ -117,7 +212,7 @@ impl<G> Drop for Claim<'_, G> {
     fn drop(&mut self) {
         // Once filled the slot is not this claim's any more: others may have put it out and claimed it again.
         if !self.filled {
-            self.cache.lock().slots.remove(&self.index);
+            self.cache.lock().remove(self.index);
         }
         self.cache.changed.notify_all();
     }
@@ -134,8 +229,8 @@ mod tests {
     use crate::error::Error;
 
     /// Groups are their own size in bytes.
-    fn cache(max_groups: usize, max_bytes: usize) -> GroupCache<usize> {
-        GroupCache::new(max_groups, max_bytes, |group| *group)
+    fn cache(max_bytes: usize) -> GroupCache<usize> {
+        GroupCache::new(max_bytes, |group| *group)
     }
 
     /// Asks for a group; true if it had to be decoded.
@@ -152,7 +247,7 @@ mod tests {
 
     #[test]
     fn keeps_the_most_recently_used_groups() {
-        let cache = cache(2, 1000);
+        let cache = cache(2);
         assert!(decodes(&cache, 0, 1) && decodes(&cache, 1, 1));
         assert!(!decodes(&cache, 0, 1));
         assert!(decodes(&cache, 2, 1), "puts out 1, the least recently used");
@@ -162,7 +257,7 @@ mod tests {
 
     #[test]
     fn keeps_no_more_bytes_than_allowed_but_always_the_newest_group() {
-        let cache = cache(100, 10);
+        let cache = cache(10);
         for index in 0..20 {
             assert!(decodes(&cache, index, 4));
             let state = cache.lock();
@@ -175,7 +270,7 @@ mod tests {
 
     #[test]
     fn an_error_is_not_kept() {
-        let cache = cache(2, 10);
+        let cache = cache(10);
         assert!(cache.get(3, || Err(Error::LoaderStopped)).is_err());
         assert!(cache.lock().slots.is_empty());
         assert!(decodes(&cache, 3, 1));
@@ -183,7 +278,7 @@ mod tests {
 
     #[test]
     fn threads_that_ask_for_a_group_share_one_decoding() {
-        let cache = cache(4, 100);
+        let cache = cache(100);
         let (decoded, start) = (AtomicUsize::new(0), Barrier::new(8));
         std::thread::scope(|scope| {
             for _ in 0..8 {
@@ -200,5 +295,92 @@ mod tests {
             }
         });
         assert_eq!(decoded.into_inner(), 4);
+    }
+
+    /// Decodes ahead on a thread of its own until `body` returns.
+    fn with_ahead(
+        cache: &GroupCache<usize>,
+        decode: impl Fn(usize) -> Result<usize> + Sync,
+        body: impl FnOnce(),
+    ) {
+        std::thread::scope(|scope| {
+            scope.spawn(|| cache.decode_ahead(&decode));
+            body();
+            cache.close();
+        });
+    }
+
+    fn wait_for(done: impl Fn() -> bool) {
+        while !done() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn announced_groups_are_there_before_they_are_asked_for() {
+        let cache = cache(100);
+        with_ahead(
+            &cache,
+            |_| Ok(5),
+            || {
+                cache.announce((0..4).map(|index| (index, 5)));
+                wait_for(|| cache.lock().bytes == 20);
+                assert_eq!(cache.lock().ahead, 20);
+                assert!((0..4).all(|index| !decodes(&cache, index, 5)));
+                assert_eq!(cache.lock().ahead, 0);
+            },
+        );
+    }
+
+    #[test]
+    fn what_is_not_asked_for_takes_half_of_the_memory_and_groups_in_use_stay() {
+        let cache = cache(100);
+        assert!(decodes(&cache, 90, 40));
+        with_ahead(
+            &cache,
+            |_| Ok(20),
+            || {
+                cache.announce((0..10).map(|index| (index, 20)));
+                for index in 0..8 {
+                    wait_for(|| cache.lock().slots.contains_key(&index));
+                    assert!(cache.lock().ahead <= 50);
+                    assert!(!decodes(&cache, 90, 40), "in use all the time");
+                    assert!(!decodes(&cache, index, 20));
+                }
+            },
+        );
+    }
+
+    #[test]
+    fn one_who_asks_waits_for_a_group_in_flight_and_tries_again_after_an_error() {
+        let cache = cache(100);
+        let begun = Barrier::new(2);
+        let failing = |_| {
+            begun.wait();
+            begun.wait();
+            Err(Error::LoaderStopped)
+        };
+        with_ahead(&cache, failing, || {
+            cache.announce([(7, 5)].into_iter());
+            begun.wait();
+            std::thread::scope(|scope| {
+                let asked = scope.spawn(|| decodes(&cache, 7, 5));
+                wait_for(|| cache.lock().ahead == 0);
+                begun.wait();
+                assert!(asked.join().unwrap(), "the error in the background is not the one who asks's");
+            });
+            let state = cache.lock();
+            assert_eq!((state.ahead, state.bytes, state.announced.len()), (0, 5, 0));
+        });
+    }
+
+    #[test]
+    fn a_group_that_is_asked_for_first_is_not_decoded_ahead() {
+        let cache = cache(100);
+        cache.announce([(1, 5), (2, 5)].into_iter());
+        assert!(decodes(&cache, 1, 5));
+        assert_eq!(cache.lock().announced, [(2, 5)]);
+        cache.announce((100..10_000).map(|index| (index, 5)));
+        assert_eq!(cache.lock().announced.len(), MOST_ANNOUNCED);
     }
 }

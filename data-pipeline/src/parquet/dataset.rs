@@ -1,30 +1,26 @@
 //! The rows of a set of Parquet files in the order of the files, each found by arithmetic over the row groups.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
-use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    cache::GroupCache,
     columns::{Columns, RowColumns},
-    decode::{BadRow, Group, Rows, Segments, read_chunks},
-    files::locate,
+    decode::{BadRow, Rows, Segments},
+    files::open_files,
+    groups::{GroupAddress, RowGroups},
     index::FileIndex,
-    policy::{Skips, usable_files},
+    policy::Skips,
 };
 use crate::{
     config::{Detokenizer, OnBad},
     dataset::{Dataset, Example},
     detokenize::detokenize_lm1b,
     error::{Error, Result, RowAddress},
+    manifest::{DatasetManifest, FileSummary},
+    source::{Location, Sources},
     tokenizer::Tokenizer,
 };
-
-/// Decoded row groups may take this many bytes per data set.
-const CACHE_BYTES: usize = 512 << 20;
-/// Windows of the global order whose row groups are kept.
-const CACHE_WINDOWS: usize = 4;
 
 /// How rows become examples.
 #[derive(Debug, Clone)]
@@ -35,8 +31,8 @@ pub struct ParquetOptions {
     pub detokenizer: Detokenizer,
     /// Keep the first so many ids of a row's tokens (none: all).
     pub max_tokens: Option<usize>,
-    /// Row groups that are read at random with one another; four times as many stay decoded.
-    pub window_groups: usize,
+    /// Bytes of decoded row groups that are kept, those that are read ahead among them.
+    pub memory: usize,
     /// What a bad row does.
     pub on_bad_row: OnBad,
     /// What a damaged file or row group does.
@@ -46,8 +42,7 @@ pub struct ParquetOptions {
 /// Parquet files as a [`Dataset`].
 #[derive(Debug)]
 pub struct ParquetDataset {
-    files: Vec<FileIndex>,
-    groups: Vec<GroupAddress>,
+    groups: RowGroups,
     /// Rows of every group.
     counts: Vec<u64>,
     /// First row of every group.
@@ -55,32 +50,38 @@ pub struct ParquetDataset {
     len: u64,
     tokenizer: Arc<Tokenizer>,
     options: ParquetOptions,
-    cache: GroupCache<Group>,
     skips: Skips,
     fingerprint: String,
 }
 
-/// Where a group of rows lies; groups without rows are left out.
-#[derive(Debug, Clone, Copy)]
-struct GroupAddress {
-    file: usize,
-    row_group: usize,
-    first_row_in_file: u64,
-}
-
 impl ParquetDataset {
-    /// Opens a file, the `*.parquet` files of a directory, or the files that match a glob; reads all footers.
+    /// Opens one place with the usual way to reach it; see [`ParquetDataset::open_from`].
     ///
     /// # Errors
-    /// When nothing matches, a footer is damaged, a column is missing or of another type (one sentence for each bad
-    /// file, unless such files are skipped and others are sound), or no file has rows.
+    /// As [`ParquetDataset::open_from`].
     pub fn open(location: &str, tokenizer: &Arc<Tokenizer>, options: ParquetOptions) -> Result<Self> {
-        let files = open_files(location, &options)?;
+        Self::open_from(&Sources::default(), &location.into(), None, tokenizer, options)
+    }
+
+    /// Opens the files of a location; reads all footers, but for those that the file `index` holds already. That file
+    /// is written anew when it lacks some; it may be deleted, damaged or shared by processes.
+    ///
+    /// # Errors
+    /// When nothing matches, a store does not answer, a footer is damaged, a column is missing or of another type (one
+    /// sentence for each bad file, unless such files are skipped and others are sound), or no file has rows.
+    pub fn open_from(
+        sources: &Sources,
+        location: &Location,
+        index: Option<&Path>,
+        tokenizer: &Arc<Tokenizer>,
+        options: ParquetOptions,
+    ) -> Result<Self> {
+        let files = open_files(sources, location, index, options.columns, options.on_bad_file)?;
         let (mut groups, mut counts, mut starts, mut len) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
         for (file, index) in files.iter().enumerate() {
             let mut first_row_in_file = 0;
             for (row_group, &rows) in index.rows.iter().enumerate().filter(|(_, rows)| **rows > 0) {
-                groups.push(GroupAddress { file, row_group, first_row_in_file });
+                groups.push(GroupAddress { file, row_group, first_row_in_file, rows });
                 counts.push(rows);
                 starts.push(len);
                 first_row_in_file += rows;
@@ -90,46 +91,27 @@ impl ParquetDataset {
             }
         }
         if len == 0 {
-            return Err(Error::NoRows { location: location.to_owned() });
+            return Err(Error::NoRows { location: location.to_string() });
         }
-        warn_of_large_windows(location, &files, &groups, options.window_groups);
         if options.detokenizer != Detokenizer::None && files.iter().any(|file| file.columns.tokens.is_ids()) {
             tracing::warn!("'{location}' holds token ids: data.detokenizer has no effect on them");
         }
-        let cache =
-            GroupCache::new(options.window_groups.saturating_mul(CACHE_WINDOWS), CACHE_BYTES, Group::bytes);
         let fingerprint = fingerprint(&files, tokenizer, &options);
-        let skips = Skips::new(location, options.on_bad_row, options.on_bad_file, &counts);
+        let skips = Skips::new(&location.to_string(), options.on_bad_row, options.on_bad_file, &counts);
         let tokenizer = tokenizer.clone();
-        Ok(Self { files, groups, counts, starts, len, tokenizer, options, cache, skips, fingerprint })
+        let groups =
+            RowGroups::new(files, groups, tokenizer.vocab_size(), options.memory, sources.concurrency());
+        Ok(Self { groups, counts, starts, len, tokenizer, options, skips, fingerprint })
     }
 
-    /// The decoded rows of a group.
-    fn group(&self, index: usize) -> Result<Arc<Group>> {
-        let group = self.groups[index];
-        let file = &self.files[group.file];
-        self.cache.get(index, || {
-            let chunks = read_chunks(file, group.row_group).map_err(|source| Error::Io {
-                action: "read",
-                path: file.path.clone(),
-                source,
-            })?;
-            Group::decode(file, group.row_group, chunks, self.tokenizer.vocab_size()).map_err(|reason| {
-                Error::RowGroup {
-                    path: file.path.clone(),
-                    row_group: group.row_group,
-                    first_row: group.first_row_in_file,
-                    last_row: group.first_row_in_file + self.counts[index] - 1,
-                    reason,
-                }
-            })
-        })
+    fn group_of(&self, row: u64) -> usize {
+        self.starts.partition_point(|&start| start <= row) - 1
     }
 
     /// The example of a row of a group.
     fn read(&self, index: usize, row: usize) -> Result<Example> {
-        let (group, decoded) = (self.groups[index], self.group(index)?);
-        let file = &self.files[group.file];
+        let (group, file) = self.groups.find(index);
+        let decoded = self.groups.get(index)?;
         let place = |column| Place { file, group, column, row };
         let RowColumns { prompt, tokens } = &file.columns;
         let prompt = match (&decoded.prompt, prompt) {
@@ -209,7 +191,7 @@ impl Dataset for ParquetDataset {
         if row >= self.len {
             return Err(Error::RowOutOfRange { row, len: self.len });
         }
-        let index = self.starts.partition_point(|&start| start <= row) - 1;
+        let index = self.group_of(row);
         if self.skips.is_damaged(index) {
             return Ok(None);
         }
@@ -224,29 +206,28 @@ impl Dataset for ParquetDataset {
         self.skips.count()
     }
 
+    fn read_ahead(&self, rows: &[u64]) {
+        let mut groups: Vec<usize> =
+            rows.iter().filter(|&&row| row < self.len).map(|&row| self.group_of(row)).collect();
+        groups.dedup();
+        self.groups.read_ahead(groups.into_iter());
+    }
+
     fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
-}
 
-/// Reads the footers side by side.
-fn open_files(location: &str, options: &ParquetOptions) -> Result<Vec<FileIndex>> {
-    let opened = locate(location)?.par_iter().map(|path| FileIndex::open(path, options.columns)).collect();
-    usable_files(opened, options.on_bad_file)
-}
-
-/// A window that does not fit the cache is decoded again and again; nothing breaks, but training may wait for it.
-fn warn_of_large_windows(location: &str, files: &[FileIndex], groups: &[GroupAddress], window_groups: usize) {
-    let largest =
-        groups.iter().map(|group| files[group.file].decoded_bytes(group.row_group)).max().unwrap_or(0);
-    let window = largest.saturating_mul(window_groups.min(groups.len()) as u64);
-    if window > CACHE_BYTES as u64 {
-        tracing::warn!(
-            "row groups of '{location}' are large: a window of {window_groups} may take {} MiB but {} MiB are kept; lower \
-             data.window_groups or write smaller row groups",
-            window >> 20,
-            CACHE_BYTES >> 20
-        );
+    fn manifest(&self) -> DatasetManifest {
+        let summary = |file: &FileIndex| FileSummary {
+            name: file.source.file_name().to_owned(),
+            bytes: file.source.size,
+            rows: file.rows.iter().sum(),
+            footer: format!("{:032x}", file.footer),
+        };
+        DatasetManifest {
+            files: self.groups.files().iter().map(summary).collect(),
+            rules: rules(&self.tokenizer, &self.options).map(|(name, rule)| (name.to_owned(), rule)).into(),
+        }
     }
 }
 
@@ -255,9 +236,19 @@ fn fingerprint(files: &[FileIndex], tokenizer: &Tokenizer, options: &ParquetOpti
     for file in files {
         hash.update(&file.fingerprint.to_le_bytes());
     }
-    let ParquetOptions { columns, detokenizer, max_tokens, window_groups: _, on_bad_row: _, on_bad_file: _ } =
-        options;
-    let rules = format!("{} {columns:?} {detokenizer:?} {max_tokens:?}", tokenizer.fingerprint());
+    let rules = rules(tokenizer, options).map(|(_, rule)| rule).join(" ");
     hash.update(rules.as_bytes());
     format!("{:032x}", hash.digest128())
+}
+
+/// What else than the files makes the examples.
+fn rules(tokenizer: &Tokenizer, options: &ParquetOptions) -> [(&'static str, String); 4] {
+    let ParquetOptions { columns, detokenizer, max_tokens, memory: _, on_bad_row: _, on_bad_file: _ } =
+        options;
+    [
+        ("tokenizer", tokenizer.fingerprint().to_string()),
+        ("columns", format!("{columns:?}")),
+        ("detokenizer", format!("{detokenizer:?}")),
+        ("max_tokens", format!("{max_tokens:?}")),
+    ]
 }

@@ -3,8 +3,6 @@
 use std::{
     cell::Cell,
     collections::HashMap,
-    fs::File,
-    io::{Read, Seek, SeekFrom},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -15,10 +13,11 @@ use parquet::{
 };
 
 use super::{
+    chunk::Chunk,
     columns::{Column, Content},
     index::FileIndex,
     lists::ids,
-    pages::{Chunk, Pages},
+    pages::Pages,
 };
 
 /// Levels that are decoded at a time, about: they stay in the processor's cache.
@@ -84,23 +83,9 @@ impl<T> Segments<T> {
     }
 }
 
-/// The bytes of the wanted columns of a row group, in the order of [`RowColumns::all`](super::columns::RowColumns::all).
-pub(super) fn read_chunks(file: &FileIndex, row_group: usize) -> std::io::Result<Vec<Chunk>> {
-    let mut handle = File::open(&file.path)?;
-    let group = file.metadata.row_group(row_group);
-    let read = |column: &Column| {
-        let (start, length) = group.column(column.leaf).byte_range();
-        let mut bytes = vec![0; length as usize];
-        handle.seek(SeekFrom::Start(start))?;
-        handle.read_exact(&mut bytes)?;
-        Ok(Chunk { start, bytes: bytes.into() })
-    };
-    file.columns.all().map(read).collect()
-}
-
 impl Group {
-    /// Decodes the chunks of the wanted columns; ids are checked against the vocabulary. The error is the decoder's
-    /// reason.
+    /// Decodes the columns that [`FileIndex::fetch`] gave; ids are checked against the vocabulary. The error is the
+    /// decoder's reason.
     pub fn decode(
         file: &FileIndex,
         row_group: usize,

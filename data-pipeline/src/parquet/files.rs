@@ -1,76 +1,69 @@
-//! A location (file, directory or glob) names its Parquet files in one order: by path.
+//! The files of a location with their footers, read side by side or known from an earlier start.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::error::{Error, Result};
+use rayon::prelude::*;
 
-/// The files of a location, sorted by path. A directory stands for the `*.parquet` files directly in it.
-pub(super) fn locate(location: &str) -> Result<Vec<PathBuf>> {
-    let path = Path::new(location);
-    let mut files = if path.is_dir() {
-        files_of(path)?
-    } else if path.is_file() {
-        vec![path.to_owned()]
-    } else {
-        matches(location)?
+use super::{
+    columns::Columns,
+    footers::Footers,
+    index::{FileIndex, read_footer},
+    policy::usable_files,
+};
+use crate::{
+    config::OnBad,
+    error::{Error, Result},
+    source::{Location, SourceFile, Sources},
+};
+
+/// Threads that read footers from local disks; stores are asked with as many as they allow requests.
+const LOCAL_THREADS: usize = 8;
+
+/// Finds and checks the files, in their order; bad ones are told all at once, or left out.
+pub(super) fn open_files(
+    sources: &Sources,
+    location: &Location,
+    index: Option<&Path>,
+    columns: Columns,
+    on_bad_file: OnBad,
+) -> Result<Vec<FileIndex>> {
+    let known = index.map_or_else(Footers::default, |path| Footers::load(path, location));
+    let sources_of = match sources.list(location) {
+        // The store may be away while all that is needed lies in the caches.
+        Err(error @ Error::Remote { .. }) if !known.is_empty() => {
+            tracing::warn!("{error}; going on with the {} files that were there before", known.len());
+            known
+                .files()
+                .map(|(name, size, version)| sources.file(name, size, version))
+                .collect::<Result<_>>()?
+        }
+        listed => listed?,
     };
-    files.sort();
-    if files.is_empty() {
-        return Err(Error::NoFiles { location: location.to_owned() });
+    let open = |source: &SourceFile| {
+        let footer = known.get(source).map_or_else(|| read_footer(source), Ok)?;
+        Ok((FileIndex::new(source, &footer, columns)?, footer))
+    };
+    let opened: Vec<Result<_>> =
+        threads(sources, &sources_of)?.install(|| sources_of.par_iter().map(open).collect());
+    let mut footers = Footers::default();
+    let mut without_footer = |(file, footer): (FileIndex, _)| {
+        footers.add(&file.source, footer);
+        file
+    };
+    let opened = opened.into_iter().map(|file| file.map(&mut without_footer)).collect();
+    let files = usable_files(opened, on_bad_file)?;
+    if let Some(path) = index.filter(|_| footers != known) {
+        footers.save(path, location);
     }
     Ok(files)
 }
 
-fn files_of(dir: &Path) -> Result<Vec<PathBuf>> {
-    let unreadable = |source| Error::Io { action: "read", path: dir.to_owned(), source };
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(unreadable)? {
-        let path = entry.map_err(unreadable)?.path();
-        if path.extension().is_some_and(|extension| extension == "parquet") && path.is_file() {
-            files.push(path);
-        }
-    }
-    Ok(files)
-}
-
-fn matches(pattern: &str) -> Result<Vec<PathBuf>> {
-    let paths = glob::glob(pattern)
-        .map_err(|error| Error::BadPattern { location: pattern.to_owned(), reason: error.to_string() })?;
-    let mut files = Vec::new();
-    for path in paths {
-        let path = path.map_err(|error| Error::Io {
-            action: "read",
-            path: error.path().to_owned(),
-            source: error.into(),
-        })?;
-        if path.is_file() {
-            files.push(path);
-        }
-    }
-    Ok(files)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_directories_and_globs() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        for name in ["b.parquet", "a.parquet", "c.txt", "a-test.parquet"] {
-            std::fs::write(at(name), "").unwrap();
-        }
-        std::fs::create_dir(at("d.parquet")).unwrap();
-        let found = |location: PathBuf| locate(location.to_str().unwrap());
-        let all = [at("a-test.parquet"), at("a.parquet"), at("b.parquet")];
-        assert_eq!(found(dir.path().into()).unwrap(), all);
-        assert_eq!(found(at("a*.parquet")).unwrap(), all[..2]);
-        assert_eq!(found(at("c.txt")).unwrap(), [at("c.txt")]);
-        for nothing in ["x*.parquet", "none", "d.parquet"] {
-            let error = found(at(nothing)).unwrap_err();
-            assert!(error.is_config() && error.to_string().contains(nothing), "{error}");
-        }
-        assert!(found(at("[")).unwrap_err().is_config());
-    }
+fn threads(sources: &Sources, files: &[SourceFile]) -> Result<rayon::ThreadPool> {
+    let remote = files.iter().any(SourceFile::is_remote);
+    let count = if remote { sources.concurrency() } else { LOCAL_THREADS }.min(files.len());
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(count)
+        .thread_name(|number| format!("ilm-footer-{number}"))
+        .build()
+        .map_err(|error| Error::Thread(std::io::Error::other(error)))
 }

@@ -1,23 +1,27 @@
 //! The footer of a file, checked before any row is read: sizes that the footer claims must fit the file.
 
 use std::{
-    fs::File,
-    io::{Read, Seek, SeekFrom},
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use bytes::Bytes;
 use parquet::file::metadata::{
     ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData,
 };
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
-    columns::{Columns, RowColumns},
+    chunk::Chunk,
+    columns::{Column, Columns, Content, RowColumns},
     decode::no_panic,
     thrift::schema_is_plausible,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    source::SourceFile,
+};
 
 /// First and last bytes of every Parquet file.
 const MAGIC: &[u8; 4] = b"PAR1";
@@ -25,78 +29,100 @@ const MAGIC: &[u8; 4] = b"PAR1";
 const TAIL: u64 = 8;
 /// Rows of the largest row group that is believed: the ends of so many rows take a gibibyte.
 const MAX_GROUP_ROWS: u64 = 1 << 27;
+/// Bytes that are read from a file's end at once: most footers are smaller.
+const FIRST_READ: u64 = 64 << 10;
 
 /// What is known of a file without reading its rows.
 #[derive(Debug)]
 pub(super) struct FileIndex {
     pub path: PathBuf,
+    pub source: SourceFile,
     pub metadata: Arc<ParquetMetaData>,
     pub columns: RowColumns,
     /// Rows of every row group.
     pub rows: Vec<u64>,
-    /// Hash of name, length and footer: the footer holds sizes and statistics of every column chunk.
+    /// Hash of the footer, which holds sizes and statistics of every column chunk.
+    pub footer: u128,
+    /// Hash of name (without folders), length and footer.
     pub fingerprint: u128,
 }
 
 impl FileIndex {
-    /// Reads and checks the footer.
-    pub fn open(path: &Path, columns: Columns) -> Result<Self> {
-        let io = |action| move |source| Error::Io { action, path: path.to_owned(), source };
+    /// Checks the footer of a file.
+    pub fn new(source: &SourceFile, footer: &[u8], columns: Columns) -> Result<Self> {
+        let path = Path::new(&source.name);
         let bad = |reason: String| Error::BadFile { path: path.to_owned(), reason };
-        let mut file = File::open(path).map_err(io("open"))?;
-        let length = file.metadata().map_err(io("read"))?.len();
-        let footer = read_footer(&mut file, length).map_err(io("read"))?.map_err(bad)?;
         let metadata = no_panic(|| {
-            if !schema_is_plausible(&footer) {
+            if !schema_is_plausible(footer) {
                 return Err("its footer is damaged (the schema makes no sense)".into());
             }
-            ParquetMetaDataReader::decode_metadata(&footer)
+            ParquetMetaDataReader::decode_metadata(footer)
                 .map_err(|error| format!("its footer is damaged ({error})"))
         })
         .map_err(bad)?;
         let columns = columns.resolve(metadata.file_metadata().schema_descr(), path)?;
-        let rows = check(&metadata, &columns, length - TAIL - footer.len() as u64).map_err(bad)?;
-
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        let identity = [name, &length.to_le_bytes(), &footer].concat();
+        let data = source.size.saturating_sub(TAIL + footer.len() as u64);
+        let rows = check(&metadata, &columns, data).map_err(bad)?;
+        let identity = [source.file_name().as_bytes(), &source.size.to_le_bytes(), footer].concat();
         Ok(Self {
             path: path.to_owned(),
+            source: source.clone(),
             metadata: Arc::new(metadata),
             columns,
             rows,
+            footer: xxh3_128(footer),
             fingerprint: xxh3_128(&identity),
         })
     }
 
-    /// Bytes of a row group's columns when decompressed, as the footer claims.
+    /// The bytes of a row group's columns, in the order of [`RowColumns::all`].
+    pub fn fetch(&self, row_group: usize) -> Result<Vec<Chunk>> {
+        let group = self.metadata.row_group(row_group);
+        // Checked when the file was opened: none of them is missing.
+        let ranges: Vec<Range<u64>> =
+            self.columns.all().filter_map(|column| chunk_range(group.column(column.leaf))).collect();
+        let bytes = self.source.read(&ranges)?;
+        Ok(ranges.iter().zip(bytes).map(|(range, bytes)| Chunk::new(range.start, bytes)).collect())
+    }
+
+    /// Bytes of a row group's columns when decoded, as the footer claims.
     pub fn decoded_bytes(&self, row_group: usize) -> u64 {
         let group = self.metadata.row_group(row_group);
-        self.columns
-            .all()
-            .map(|column| group.column(column.leaf).uncompressed_size().max(0) as u64)
-            .fold(0, u64::saturating_add)
+        let bytes = |column: &Column| {
+            let chunk = group.column(column.leaf);
+            match column.content {
+                Content::Text => chunk.uncompressed_size().max(0) as u64,
+                Content::Ids { .. } => (chunk.num_values().max(0) as u64).saturating_mul(4),
+            }
+        };
+        self.columns.all().map(bytes).fold(0, u64::saturating_add)
     }
 }
 
-/// The footer's bytes; the inner error says what is wrong with the file.
-fn read_footer(file: &mut File, length: u64) -> std::io::Result<std::result::Result<Vec<u8>, String>> {
+/// Reads a file's footer, without decoding it.
+pub(super) fn read_footer(source: &SourceFile) -> Result<Bytes> {
+    let bad = |reason: String| Error::BadFile { path: PathBuf::from(&source.name), reason };
+    let length = source.size;
     if length < TAIL + MAGIC.len() as u64 {
-        return Ok(Err(format!("it has only {length} bytes")));
+        return Err(bad(format!("it has only {length} bytes")));
     }
-    let mut tail = [0; TAIL as usize];
-    file.seek(SeekFrom::Start(length - TAIL))?;
-    file.read_exact(&mut tail)?;
-    if &tail[4..] != MAGIC {
-        return Ok(Err("it does not end with the mark 'PAR1' (cut off, or another format)".into()));
+    let first = length.saturating_sub(FIRST_READ);
+    let end = source.read_one(first..length)?;
+    let [.., a, b, c, d, m0, m1, m2, m3] = *end else {
+        return Err(bad(format!("it has only {} bytes", end.len())));
+    };
+    if [m0, m1, m2, m3] != *MAGIC {
+        return Err(bad("it does not end with the mark 'PAR1' (cut off, or another format)".into()));
     }
-    let claimed = u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]));
+    let claimed = u64::from(u32::from_le_bytes([a, b, c, d]));
     if claimed > length - TAIL {
-        return Ok(Err(format!("it claims a footer of {claimed} bytes in a file of {length}")));
+        return Err(bad(format!("it claims a footer of {claimed} bytes in a file of {length}")));
     }
-    let mut footer = vec![0; claimed as usize];
-    file.seek(SeekFrom::Start(length - TAIL - claimed))?;
-    file.read_exact(&mut footer)?;
-    Ok(Ok(footer))
+    let start = length - TAIL - claimed;
+    match start.checked_sub(first) {
+        Some(start) => Ok(end.slice(start as usize..end.len() - TAIL as usize)),
+        None => source.read_one(start..length - TAIL),
+    }
 }
 
 /// Rows of every row group, when all that the footer claims of the wanted columns lies within the first `data` bytes.
@@ -135,10 +161,12 @@ fn check(
 }
 
 fn lies_within(group: &RowGroupMetaData, leaf: usize, data: u64) -> bool {
-    let chunk: &ColumnChunkMetaData = group.column(leaf);
+    chunk_range(group.column(leaf)).is_some_and(|range| range.end <= data)
+}
+
+fn chunk_range(chunk: &ColumnChunkMetaData) -> Option<Range<u64>> {
     let start = chunk.dictionary_page_offset().unwrap_or_else(|| chunk.data_page_offset());
-    match (u64::try_from(start), u64::try_from(chunk.compressed_size())) {
-        (Ok(start), Ok(size)) => start.checked_add(size).is_some_and(|end| end <= data),
-        _ => false,
-    }
+    let start = u64::try_from(start).ok()?;
+    let end = start.checked_add(u64::try_from(chunk.compressed_size()).ok()?)?;
+    Some(start..end)
 }

@@ -1,10 +1,13 @@
 //! Parquet shards as a data set: footers are checked at the start, row groups are decoded when a row of them is asked for.
 
 mod cache;
+mod chunk;
 mod columns;
 mod dataset;
 mod decode;
 mod files;
+mod footers;
+mod groups;
 mod index;
 mod lists;
 mod pages;

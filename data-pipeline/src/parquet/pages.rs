@@ -1,51 +1,20 @@
 //! Pages of a column chunk whose claims are weighed before the decoder allocates what they ask for.
 
-use bytes::{Buf, Bytes};
 use parquet::{
     basic::{Encoding, Type as PhysicalType},
     column::page::{Page, PageMetadata, PageReader},
     errors::{ParquetError, Result},
-    file::{
-        metadata::ColumnChunkMetaData,
-        reader::{ChunkReader, Length},
-        serialized_reader::SerializedPageReader,
-    },
+    file::{metadata::ColumnChunkMetaData, serialized_reader::SerializedPageReader},
     schema::types::ColumnDescriptor,
 };
 
-use super::thrift::{Compact, page_sizes};
+use super::{
+    chunk::Chunk,
+    thrift::{Compact, page_sizes},
+};
 
 /// A page may take so many bytes whatever the footer says of its chunk: some writers count wrongly.
 const ALWAYS_ALLOWED: i64 = 64 << 20;
-
-/// The bytes of a column chunk, addressed as in the file.
-#[derive(Debug, Clone)]
-pub(super) struct Chunk {
-    /// Offset of the first byte in the file.
-    pub start: u64,
-    pub bytes: Bytes,
-}
-
-impl Length for Chunk {
-    fn len(&self) -> u64 {
-        self.start + self.bytes.len() as u64
-    }
-}
-
-impl ChunkReader for Chunk {
-    type T = bytes::buf::Reader<Bytes>;
-
-    fn get_read(&self, start: u64) -> Result<Self::T> {
-        Ok(self.get_bytes(start, self.len().saturating_sub(start) as usize)?.reader())
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
-        let outside = || ParquetError::EOF("a page lies outside its column chunk".into());
-        let from = usize::try_from(start.checked_sub(self.start).ok_or_else(outside)?)?;
-        let end = from.checked_add(length).filter(|&end| end <= self.bytes.len()).ok_or_else(outside)?;
-        Ok(self.bytes.slice(from..end))
-    }
-}
 
 /// The pages of a chunk, checked.
 pub(super) struct Pages {
@@ -70,7 +39,7 @@ impl Pages {
         descriptor: &ColumnDescriptor,
         rows: usize,
     ) -> Result<Self> {
-        check_sizes(&chunk.bytes, metadata.uncompressed_size().max(ALWAYS_ALLOWED))?;
+        check_sizes(chunk.bytes(), metadata.uncompressed_size().max(ALWAYS_ALLOWED))?;
         let claims = Claims {
             levels_left: metadata.num_values(),
             has_definitions: descriptor.max_def_level() > 0,
@@ -215,6 +184,8 @@ impl Compact<'_> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn data(encoding: Encoding, num_values: u32, bytes: &'static [u8]) -> Page {

@@ -125,7 +125,7 @@ fn open(path: &Path, tokenizer: &Arc<Tokenizer>) -> Result<ParquetDataset, Error
         columns: Columns::Language,
         detokenizer: Detokenizer::None,
         max_tokens: None,
-        window_groups: 2,
+        memory: 256 << 20,
         on_bad_row: OnBad::Error,
         on_bad_file: OnBad::Error,
     };

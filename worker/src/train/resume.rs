@@ -58,16 +58,14 @@ pub enum Incompatible {
     },
     /// The training data differs, so the samples would be others.
     #[error(
-        "the training data is not that of checkpoint {checkpoint} (fingerprint {saved} then, {now} now): give the \
-         same data, or start a new run directory"
+        "the training data is not that of checkpoint {checkpoint}: {change}; give the same data, start a new run directory, \
+         or set data.allow_changed=true to go on at the same position of the new data"
     )]
     Data {
         /// The checkpoint.
         checkpoint: String,
-        /// Its fingerprint.
-        saved: String,
-        /// This run's.
-        now: String,
+        /// What is different.
+        change: String,
     },
 }
 
@@ -81,14 +79,6 @@ pub fn check_run(checkpoint: &Checkpoint, facts: &RunFacts) -> Result<(), Incomp
     if saved.seed != facts.seed {
         return Err(Incompatible::Seed { checkpoint: name(), saved: saved.seed, now: facts.seed });
     }
-    let has_seen_data = saved.dataset_fingerprint != RunFacts::NO_DATA_YET;
-    if has_seen_data && saved.dataset_fingerprint != facts.dataset_fingerprint {
-        return Err(Incompatible::Data {
-            checkpoint: name(),
-            saved: saved.dataset_fingerprint.clone(),
-            now: facts.dataset_fingerprint.clone(),
-        });
-    }
     for (key, now) in &facts.order {
         if let Some(saved) = saved.counters.get(key).filter(|saved| *saved != now) {
             return Err(Incompatible::Order {
@@ -98,6 +88,12 @@ pub fn check_run(checkpoint: &Checkpoint, facts: &RunFacts) -> Result<(), Incomp
                 now: *now,
             });
         }
+    }
+    let has_seen_data = saved.dataset_fingerprint != RunFacts::NO_DATA_YET;
+    if has_seen_data && saved.dataset_fingerprint != facts.dataset_fingerprint {
+        let change =
+            format!("its fingerprint was {} and is {}", saved.dataset_fingerprint, facts.dataset_fingerprint);
+        return Err(Incompatible::Data { checkpoint: name(), change });
     }
     Ok(())
 }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use checkpoints::Store;
-use data_pipeline::{BatchPlan, DataConfig, Dataset, Split};
+use checkpoints::{Checkpoint, Store};
+use data_pipeline::{BatchPlan, DataConfig, Dataset, DatasetManifest, Split};
 use ilm_model::Precision;
 
 use crate::assembly::Assembly;
@@ -18,7 +18,9 @@ use crate::run_dir::{RunDir, replace_file};
 use crate::say;
 use crate::signals::StopRequest;
 use crate::telemetry::{self, Banner};
-use crate::train::{RunFacts, TrainState, check_model, check_run, checkpoint_layout, find_checkpoint};
+use crate::train::{
+    Incompatible, RunFacts, TrainState, check_model, check_run, checkpoint_layout, find_checkpoint,
+};
 use crate::{exit, threads};
 use steps::Steps;
 
@@ -44,25 +46,22 @@ pub fn train(args: &TrainArgs) -> anyhow::Result<i32> {
     }
     let plan = config::validate::batch_plan(experiment, rank, world_size)?;
     let assembly = Assembly::open(experiment)?;
-    let dataset = assembly.open_split(experiment, Split::Train)?;
-    let validates =
-        experiment.trainer.val_check_interval.is_some() && Assembly::has_split(experiment, Split::Validation);
-    let validation = validates.then(|| assembly.open_split(experiment, Split::Validation)).transpose()?;
     let run_dir =
         args.run_dir.clone().unwrap_or_else(|| format!("runs/{}", args.experiment.experiment).into());
+    let run_dir = RunDir::new(run_dir);
+    let open = |split: Split| {
+        // A dry run writes nothing.
+        let index = (!args.dry_run).then(|| run_dir.index(split.name()));
+        assembly.open_split_with(experiment, split, index.as_deref())
+    };
+    let dataset = open(Split::Train)?;
+    let validates =
+        experiment.trainer.val_check_interval.is_some() && Assembly::has_split(experiment, Split::Validation);
+    let validation = validates.then(|| open(Split::Validation)).transpose()?;
 
     let timeout = Duration::from_secs(experiment.trainer.collective_timeout_secs);
     let mut comm = connect(launch.as_ref(), timeout)?;
-    let run = Run {
-        args,
-        resolved: &resolved,
-        assembly,
-        dataset,
-        validation,
-        plan,
-        run_dir: RunDir::new(run_dir),
-        stop,
-    };
+    let run = Run { args, resolved: &resolved, assembly, dataset, validation, plan, run_dir, stop };
     run.start(&mut *comm).or_else(|error| exit::fail(&error, rank, world_size))
 }
 
@@ -112,6 +111,7 @@ impl Run<'_> {
         assert_equal(comm, "parameters", state.parameter_checksum())?;
         if comm.rank() == 0 {
             replace_file(&self.run_dir.config(), &self.resolved.render())?;
+            replace_file(&self.run_dir.dataset(), &serde_json::to_string_pretty(&self.dataset.manifest())?)?;
             say!("{}", self.banner(&state, comm.world_size(), threads));
         }
         Steps { run: self, comm, store, facts }.run(&mut state)
@@ -164,11 +164,29 @@ impl Run<'_> {
             return Ok(());
         };
         check_model(&checkpoint, &checkpoint_layout(&state.model), facts.num_embeddings)?;
-        check_run(&checkpoint, facts)?;
+        self.check_run(&checkpoint, facts, comm.rank())?;
         state.restore(&checkpoint)?;
         if comm.rank() == 0 {
             say!("resuming from {}", checkpoint.dir().display());
             self.changed_settings().iter().for_each(|change| say!("changed since: {change}"));
+        }
+        Ok(())
+    }
+
+    /// Refuses other data than the checkpoint's, and says what is different, unless that is allowed.
+    fn check_run(&self, checkpoint: &Checkpoint, facts: &RunFacts, rank: usize) -> Result<(), Incompatible> {
+        let Err(Incompatible::Data { checkpoint, change }) = check_run(checkpoint, facts) else {
+            return check_run(checkpoint, facts);
+        };
+        let before = std::fs::read(self.run_dir.dataset()).ok();
+        let before = before.and_then(|json| serde_json::from_slice::<DatasetManifest>(&json).ok());
+        let known = before.and_then(|before| DatasetManifest::difference(&before, &self.dataset.manifest()));
+        let change = known.unwrap_or(change);
+        if !self.config().data.allow_changed {
+            return Err(Incompatible::Data { checkpoint, change });
+        }
+        if rank == 0 {
+            telemetry::warn(&format!("{change}; the run goes on at the same data position"));
         }
         Ok(())
     }

@@ -1,0 +1,219 @@
+//! One object store, asked by blocking calls: every request is tried again until it succeeds or its tries are used up.
+
+use std::{
+    ops::Range,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{TryStreamExt, future::try_join_all};
+use object_store::{Error as StoreError, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, path::Path};
+use tokio::{runtime::Runtime, sync::Semaphore};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::StoreConfig;
+use crate::error::{Error, Result};
+
+/// The pause before the second try; it doubles from try to try.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Characters of a server's answer that a message repeats.
+const LONGEST_REASON: usize = 300;
+
+/// A store and the rules for asking it.
+#[derive(Debug)]
+pub(super) struct Remote {
+    store: Arc<dyn ObjectStore>,
+    permits: Semaphore,
+    retries: usize,
+}
+
+/// An object as it was when its set was opened.
+pub(super) struct Object<'a> {
+    pub url: &'a str,
+    pub path: &'a Path,
+    pub size: u64,
+    pub version: &'a str,
+}
+
+/// Why a try failed.
+struct Failure {
+    reason: String,
+    /// Another try may succeed.
+    passing: bool,
+}
+
+impl Remote {
+    pub fn new(store: Arc<dyn ObjectStore>, config: &StoreConfig) -> Self {
+        Self { store, permits: Semaphore::new(config.concurrency), retries: config.retries }
+    }
+
+    /// The bytes of ranges, which are fetched side by side.
+    pub fn read(&self, object: &Object<'_>, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        runtime()?.block_on(try_join_all(ranges.iter().map(|range| self.read_range(object, range))))
+    }
+
+    /// What the store says of an object; none if there is no such object.
+    pub fn head(&self, url: &str, path: &Path) -> Result<Option<ObjectMeta>> {
+        runtime()?.block_on(self.retrying(&format!("look up '{url}'"), async || {
+            match self.store.head(path).await {
+                Err(StoreError::NotFound { .. }) => Ok(None),
+                answer => answer.map(Some).map_err(Failure::of),
+            }
+        }))
+    }
+
+    /// The objects below a folder: directly in it, or at any depth.
+    pub fn list(&self, url: &str, folder: &Path, deep: bool) -> Result<Vec<ObjectMeta>> {
+        runtime()?.block_on(self.retrying(&format!("list '{url}'"), async || {
+            let found = if deep {
+                self.store.list(Some(folder)).try_collect().await
+            } else {
+                self.store.list_with_delimiter(Some(folder)).await.map(|found| found.objects)
+            };
+            found.map_err(Failure::of)
+        }))
+    }
+
+    async fn read_range(&self, object: &Object<'_>, range: &Range<u64>) -> Result<Bytes> {
+        let what = format!("read bytes {}..{} of '{}'", range.start, range.end, object.url);
+        let answer = self.retrying(&what, async || {
+            let options = GetOptions { range: Some(range.clone().into()), ..GetOptions::default() };
+            let answer = self.store.get_opts(object.path, options).await.map_err(Failure::of)?;
+            if answer.meta.size != object.size || other_version(&version(&answer.meta), object.version) {
+                return Ok(None);
+            }
+            let bytes = answer.bytes().await.map_err(Failure::of)?;
+            let wanted = range.end - range.start;
+            if bytes.len() as u64 == wanted {
+                Ok(Some(bytes))
+            } else {
+                let reason = format!("the answer has {} of {wanted} bytes", bytes.len());
+                Err(Failure { reason, passing: true })
+            }
+        });
+        answer.await?.ok_or_else(|| Error::Changed { url: object.url.to_owned() })
+    }
+
+    async fn retrying<T>(
+        &self,
+        what: &str,
+        attempt: impl AsyncFn() -> std::result::Result<T, Failure>,
+    ) -> Result<T> {
+        let mut tries = 0;
+        loop {
+            // Closed never happens: the semaphore lives as long as the store.
+            let permit = self.permits.acquire().await;
+            let answer = attempt().await;
+            drop(permit);
+            tries += 1;
+            match answer {
+                Ok(answer) => return Ok(answer),
+                Err(failure) if failure.passing && tries <= self.retries => {
+                    tracing::debug!("cannot {what}: {}; trying again", failure.reason);
+                    tokio::time::sleep(pause(what, tries)).await;
+                }
+                Err(Failure { reason, .. }) => {
+                    return Err(Error::Remote { what: what.to_owned(), tries, reason });
+                }
+            }
+        }
+    }
+}
+
+impl Failure {
+    fn of(error: StoreError) -> Self {
+        let text = error.to_string();
+        let passing = match error {
+            StoreError::Generic { .. } => !refused(&text),
+            StoreError::JoinError { .. } => true,
+            _ => false,
+        };
+        Self { reason: reason(&text), passing }
+    }
+}
+
+/// A store's mark of an object's content, or when it was written.
+pub(super) fn version(meta: &ObjectMeta) -> String {
+    meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.timestamp_micros().to_string())
+}
+
+/// Weak marks and times may differ between servers that hold the same object.
+fn other_version(now: &str, before: &str) -> bool {
+    let strong = |mark: &str| mark.starts_with('"');
+    strong(now) && strong(before) && now != before
+}
+
+/// Whether the status says that the same request is refused again (all of 4xx but "too slow" and "too many"). The
+/// library keeps the status of an unclassified error in its text only.
+fn refused(text: &str) -> bool {
+    let status = text.split_once("status code: ").and_then(|(_, rest)| rest.get(..3)?.parse::<u16>().ok());
+    status.is_some_and(|status| (400..500).contains(&status) && status != 408 && status != 429)
+}
+
+/// The part of the library's message that is news, on one line.
+fn reason(text: &str) -> String {
+    let news = text.split_once(" - ").map_or(text, |(_, news)| news);
+    let mut line = news.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((cut, _)) = line.char_indices().nth(LONGEST_REASON) {
+        line.truncate(cut);
+        line.push_str("...");
+    }
+    if text.contains("169.254.169.254") {
+        line.push_str("; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or data.store.anonymous = true");
+    }
+    line.trim_end_matches([':', ' ']).to_owned()
+}
+
+/// Ranks that failed together must not come back together: the pause is spread by what was asked and by whom.
+fn pause(what: &str, tries: usize) -> Duration {
+    let longest = FIRST_PAUSE.saturating_mul(1 << (tries - 1).min(16)).min(LONGEST_PAUSE);
+    let mark = xxh3_64(format!("{what} {tries} {}", std::process::id()).as_bytes());
+    longest.mul_f64(0.5 + 0.5 * (mark as f64 / u64::MAX as f64))
+}
+
+/// The threads that wait for the network, shared by all stores of the process.
+fn runtime() -> Result<&'static Runtime> {
+    static RUNTIME: LazyLock<std::io::Result<Runtime>> = LazyLock::new(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("ilm-network")
+            .enable_all()
+            .build()
+    });
+    RUNTIME.as_ref().map_err(|error| Error::Thread(std::io::Error::new(error.kind(), error.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_bound_and_differ() {
+        for (tries, longest) in [(1, 100), (2, 200), (4, 800), (9, 10_000), (60, 10_000)] {
+            let pause = pause("x", tries).as_millis();
+            assert!(pause >= longest / 2 && pause <= longest, "{tries}: {pause}");
+        }
+        assert_ne!(pause("read 1", 3), pause("read 2", 3));
+    }
+
+    #[test]
+    fn what_a_server_refuses_is_not_asked_again() {
+        for (status, refused_now) in
+            [(400, true), (403, true), (408, false), (429, false), (500, false), (503, false)]
+        {
+            let text = format!("x - Server returned non-2xx status code: {status} Y: <a>\n b</a>");
+            assert_eq!(refused(&text), refused_now, "{status}");
+            assert_eq!(reason(&text), format!("Server returned non-2xx status code: {status} Y: <a> b</a>"));
+        }
+        assert!(!refused("connection refused"));
+        assert!(reason(&"ä".repeat(1000)).chars().count() < 400);
+    }
+
+    #[test]
+    fn only_strong_marks_tell_versions_apart() {
+        assert!(other_version("\"a\"", "\"b\"") && !other_version("\"a\"", "\"a\""));
+        assert!(!other_version("W/\"a\"", "W/\"b\"") && !other_version("170", "\"a\""));
+    }
+}

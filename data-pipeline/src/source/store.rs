@@ -1,0 +1,157 @@
+//! Section `data.store`: how object stores are reached.
+
+use std::{sync::Arc, time::Duration};
+
+use object_store::{
+    ClientOptions, ObjectStore, RetryConfig, aws::AmazonS3Builder, gcp::GoogleCloudStorageBuilder,
+    http::HttpBuilder,
+};
+use serde::{Deserialize, Serialize};
+
+use super::url::{Kind, RemotePlace};
+use crate::error::{Error, Result};
+
+/// The server that `hf://` stands for.
+const HUB: &str = "https://huggingface.co";
+
+/// Section `data.store`. Keys, tokens and all else come from the variables `AWS_*` and `GOOGLE_*`, or from the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// URL of the server to ask instead of the usual one of `s3://`, `gs://` or `hf://`.
+    pub endpoint: Option<String>,
+    /// Region of the buckets (`s3://`).
+    pub region: Option<String>,
+    /// Reach the endpoint without encryption.
+    pub allow_http: bool,
+    /// Sign no request: for public buckets.
+    pub anonymous: bool,
+    /// How often a failed request is tried again; the pause between doubles from 0.1 to 10 seconds.
+    pub retries: usize,
+    /// Seconds without a byte after which a request has failed.
+    pub timeout_secs: u64,
+    /// Requests in flight, per store and rank; so many row groups are fetched ahead at a time.
+    pub concurrency: usize,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            region: None,
+            allow_http: false,
+            anonymous: false,
+            retries: 8,
+            timeout_secs: 30,
+            concurrency: 8,
+        }
+    }
+}
+
+impl StoreConfig {
+    /// Checks what can be checked without asking a server.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for the first setting that makes no sense.
+    pub fn validate(&self) -> Result<()> {
+        for (name, zero) in [("timeout_secs", self.timeout_secs == 0), ("concurrency", self.concurrency == 0)]
+        {
+            if zero {
+                return Err(Error::Setting(format!("data.store.{name} = 0 makes no sense; use at least 1")));
+            }
+        }
+        match &self.endpoint {
+            Some(url) if !url.contains("://") => {
+                Err(Error::Setting(format!("data.store.endpoint = '{url}' is no URL; write https://HOST")))
+            }
+            Some(url) if url.starts_with("http://") && !self.allow_http => Err(Error::Setting(format!(
+                "data.store.endpoint = '{url}' is not encrypted; set data.store.allow_http = true if that is meant"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The server behind `hf://`.
+    pub(super) fn hub(&self) -> &str {
+        self.endpoint.as_deref().unwrap_or(HUB)
+    }
+
+    /// A client of the store that the place lies in. It tries nothing again: that is the business of `Remote`.
+    pub(super) fn connect(&self, place: &RemotePlace) -> Result<Arc<dyn ObjectStore>> {
+        let built = match place.kind {
+            Kind::S3 => self.s3(&place.root).map(|store| Arc::new(store) as Arc<dyn ObjectStore>),
+            Kind::Gcs => self.gcs(&place.root).map(|store| Arc::new(store) as _),
+            Kind::Http => HttpBuilder::new()
+                .with_url(&place.root)
+                // The user wrote http:// where nothing is encrypted.
+                .with_client_options(self.client().with_allow_http(true))
+                .with_retry(once())
+                .build()
+                .map(|store| Arc::new(store) as _),
+        };
+        built.map_err(|error| {
+            Error::Setting(format!("the store of '{}' cannot be set up: {error}", place.url(&place.path)))
+        })
+    }
+
+    fn s3(&self, bucket: &str) -> object_store::Result<object_store::aws::AmazonS3> {
+        let mut builder = AmazonS3Builder::new().with_client_options(self.client());
+        for (key, value) in variables("AWS_") {
+            if let Ok(key) = key.parse() {
+                builder = builder.with_config(key, value);
+            }
+        }
+        if let Some(endpoint) = &self.endpoint {
+            builder = builder.with_endpoint(endpoint);
+        }
+        if let Some(region) = &self.region {
+            builder = builder.with_region(region);
+        }
+        if self.allow_http {
+            builder = builder.with_allow_http(true);
+        }
+        if self.anonymous {
+            builder = builder.with_skip_signature(true);
+        }
+        builder.with_bucket_name(bucket).with_retry(once()).build()
+    }
+
+    fn gcs(&self, bucket: &str) -> object_store::Result<object_store::gcp::GoogleCloudStorage> {
+        let client = self.client();
+        let client = if self.allow_http { client.with_allow_http(true) } else { client };
+        let mut builder = GoogleCloudStorageBuilder::new().with_client_options(client);
+        for (key, value) in variables("GOOGLE_") {
+            if let Ok(key) = key.parse() {
+                builder = builder.with_config(key, value);
+            }
+        }
+        if let Some(endpoint) = &self.endpoint {
+            builder = builder.with_base_url(endpoint);
+        }
+        if self.anonymous {
+            builder = builder.with_skip_signature(true);
+        }
+        builder.with_bucket_name(bucket).with_retry(once()).build()
+    }
+
+    /// A long column takes as long as it takes; only standing still is a failure.
+    fn client(&self) -> ClientOptions {
+        let patience = Duration::from_secs(self.timeout_secs);
+        ClientOptions::new()
+            .with_timeout_disabled()
+            .with_read_timeout(patience)
+            .with_connect_timeout(patience)
+    }
+}
+
+fn once() -> RetryConfig {
+    RetryConfig { max_retries: 0, ..RetryConfig::default() }
+}
+
+/// The environment's variables with a prefix, as the keys of builders.
+fn variables(prefix: &str) -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+        .filter(move |(key, _)| key.starts_with(prefix))
+        .map(|(key, value)| (key.to_ascii_lowercase(), value))
+}
