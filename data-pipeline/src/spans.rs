@@ -97,6 +97,13 @@ mod tests {
         assert!(chi_square < 31.3, "11 degrees of freedom, p = 0.001: {chi_square}");
     }
 
+    /// Evaluations are compared over versions: the draws must never change.
+    #[test]
+    fn values_are_pinned() {
+        let places = |row| (0..10).filter(|&place| draw(2, 0.5, row, 10)[place]).collect::<Vec<_>>();
+        assert_eq!([places(0), places(1)], [[2, 3, 4, 5, 7], [2, 3, 5, 6, 7]]);
+    }
+
     #[test]
     fn senseless_settings_are_refused() {
         for (spans, share) in [(0, 0.5), (1, 0.0), (1, 1.1), (1, f64::NAN)] {

@@ -2,8 +2,8 @@
 //!
 //! `cargo bench -p data-pipeline --bench throughput -- [collate|tokenise|parquet].. [--threads 1,2] [--runs 5]
 //! [--data DIR] [--minutes N]`; no stage means all of them, `--minutes` means the memory test alone. Rates count source
-//! tokens, before any is dropped, of all threads together; `spread` is the largest minus the smallest rate over the
-//! median.
+//! tokens, before any is dropped, of all threads together; `tokens_per_cpu_s` is a core's rate, which other programs on
+//! the machine hardly change; `spread` is the largest minus the smallest rate over the median.
 
 mod collate;
 mod memory;
