@@ -60,6 +60,9 @@ impl DataConfig {
             ));
         }
         self.store.validate()?;
+        if self.cache_dir.is_some() && self.cache_mib == 0 {
+            return Err(Error::Setting("data.cache_mib = 0 keeps nothing; leave data.cache_dir out".into()));
+        }
         match self.task {
             Task::Star => self.star.validate(),
             Task::Text if self.tokenizer.is_none() => Err(no_tokenizer()),
@@ -85,6 +88,15 @@ impl DataConfig {
             Split::Train => self.train.as_ref(),
             Split::Validation => self.validation.as_ref(),
             Split::Test => self.test.as_ref(),
+        }
+    }
+
+    /// Access to files wherever they lie, as the settings say.
+    pub fn sources(&self) -> Sources {
+        let sources = Sources::new(self.store.clone());
+        match &self.cache_dir {
+            Some(folder) => sources.with_cache(folder, self.cache_mib.saturating_mul(1 << 20)),
+            None => sources,
         }
     }
 
@@ -125,7 +137,7 @@ impl DataConfig {
                     max_tokens: self.max_tokens,
                     memory: self.memory_mib.saturating_mul(1 << 20),
                 };
-                let sources = Sources::new(self.store.clone());
+                let sources = self.sources();
                 Ok(Arc::new(ParquetDataset::open_from(&sources, location, index, tokenizer, options)?))
             }
             (Task::Star, None) => Ok(Arc::new(StarDataset::new(&self.star, split, seed)?)),
