@@ -72,6 +72,9 @@ impl DataConfig {
             ));
         }
         self.store.validate()?;
+        if self.cache_dir.is_some() && self.cache_mib == 0 {
+            return Err(Error::Setting("data.cache_mib = 0 keeps nothing; leave data.cache_dir out".into()));
+        }
         match self.task {
             Task::Star => self.star.validate(),
             Task::Text if self.tokenizer.is_none() => Err(no_tokenizer()),
@@ -139,6 +142,15 @@ impl DataConfig {
         }
     }
 
+    /// Access to files wherever they lie, as the settings say.
+    pub fn sources(&self) -> Sources {
+        let sources = Sources::new(self.store.clone());
+        match &self.cache_dir {
+            Some(folder) => sources.with_cache(folder, self.cache_mib.saturating_mul(1 << 20)),
+            None => sources,
+        }
+    }
+
     /// Opens a split; star graphs without a location are generated from `seed`.
     ///
     /// # Errors
@@ -201,8 +213,7 @@ impl DataConfig {
             on_bad_row: self.on_bad_row,
             on_bad_file: self.on_bad_file,
         };
-        let sources = Sources::new(self.store.clone());
-        Ok(Arc::new(ParquetDataset::open_from(&sources, location, index, tokenizer, options)?))
+        Ok(Arc::new(ParquetDataset::open_from(&self.sources(), location, index, tokenizer, options)?))
     }
 }
 

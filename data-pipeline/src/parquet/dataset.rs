@@ -249,6 +249,6 @@ fn rules(tokenizer: &Tokenizer, options: &ParquetOptions) -> [(&'static str, Str
         ("tokenizer", tokenizer.fingerprint().to_string()),
         ("columns", format!("{columns:?}")),
         ("detokenizer", format!("{detokenizer:?}")),
-        ("max_tokens", format!("{max_tokens:?}")),
+        ("max_tokens", max_tokens.map_or_else(|| "none".to_owned(), |most| most.to_string())),
     ]
 }

@@ -1,5 +1,6 @@
 //! Bytes by range from local files and object stores, behind one kind of file.
 
+mod cache;
 mod local;
 mod location;
 mod remote;
@@ -18,11 +19,12 @@ use std::{
 
 use bytes::Bytes;
 
-pub use self::{location::Location, store::StoreConfig};
 use self::{
+    cache::DiskCache,
     remote::{Object, Remote, version},
     url::{Kind, Place, RemotePlace, has_glob},
 };
+pub use self::{location::Location, store::StoreConfig};
 use crate::error::{Error, Result};
 
 /// Ranges with at most so many bytes between them are fetched as one: a request costs more than they do.
@@ -32,6 +34,7 @@ const GAP: u64 = 256 << 10;
 #[derive(Debug, Default)]
 pub struct Sources {
     config: StoreConfig,
+    cache: Option<Arc<DiskCache>>,
     stores: Mutex<HashMap<(Kind, String), Arc<Remote>>>,
 }
 
@@ -50,13 +53,19 @@ pub(crate) struct SourceFile {
 #[derive(Debug, Clone)]
 enum Access {
     Local,
-    Remote { store: Arc<Remote>, path: object_store::path::Path },
+    Remote { store: Arc<Remote>, path: object_store::path::Path, cache: Option<Arc<DiskCache>> },
 }
 
 impl Sources {
     /// Reaches stores as section `data.store` says.
     pub fn new(config: StoreConfig) -> Self {
-        Self { config, stores: Mutex::default() }
+        Self { config, cache: None, stores: Mutex::default() }
+    }
+
+    /// Keeps what stores send in a folder, up to a number of bytes. Ranks and runs may share it, and it may be deleted
+    /// at any time.
+    pub fn with_cache(self, folder: &Path, max_bytes: u64) -> Self {
+        Self { cache: Some(Arc::new(DiskCache::new(folder, max_bytes))), ..self }
     }
 
     /// Requests in flight, per store.
@@ -93,9 +102,7 @@ impl Sources {
     pub(crate) fn file(&self, name: &str, size: u64, version: &str) -> Result<SourceFile> {
         let bytes = match url::parse(name, self.config.hub())? {
             Place::Local(_) => Access::Local,
-            Place::Remote(place) => {
-                Access::Remote { store: self.store(&place)?, path: place.object(&place.path)? }
-            }
+            Place::Remote(place) => self.remote(self.store(&place)?, place.object(&place.path)?),
         };
         Ok(SourceFile { name: name.to_owned(), size, version: version.to_owned(), bytes })
     }
@@ -107,7 +114,7 @@ impl Sources {
             name: place.url(if place.kind == Kind::Http { &place.path } else { meta.location.as_ref() }),
             size: meta.size,
             version: version(&meta),
-            bytes: Access::Remote { store: store.clone(), path: meta.location },
+            bytes: self.remote(store.clone(), meta.location),
         };
         if has_glob(&place.path) {
             let pattern = glob::Pattern::new(&place.path)
@@ -130,6 +137,10 @@ impl Sources {
         let mut found = store.list(&url, &path, false)?;
         found.retain(|meta| meta.location.as_ref().ends_with(".parquet"));
         Ok(by_name(found).map(file).collect())
+    }
+
+    fn remote(&self, store: Arc<Remote>, path: object_store::path::Path) -> Access {
+        Access::Remote { store, path, cache: self.cache.clone() }
     }
 
     fn store(&self, place: &RemotePlace) -> Result<Arc<Remote>> {
@@ -186,9 +197,9 @@ impl SourceFile {
         let merged = merge(ranges);
         let parts = match &self.bytes {
             Access::Local => read_local(Path::new(&self.name), &merged)?,
-            Access::Remote { store, path } => {
+            Access::Remote { store, path, cache } => {
                 let object = Object { url: &self.name, path, size: self.size, version: &self.version };
-                store.read(&object, &merged)?
+                read_remote(store, cache.as_deref(), &object, &merged)?
             }
         };
         let cut = |range: &Range<u64>| {
@@ -201,6 +212,23 @@ impl SourceFile {
         };
         Ok(ranges.iter().map(cut).collect())
     }
+}
+
+fn read_remote(
+    store: &Remote,
+    cache: Option<&DiskCache>,
+    object: &Object<'_>,
+    ranges: &[Range<u64>],
+) -> Result<Vec<Bytes>> {
+    let Some(cache) = cache else { return store.read(object, ranges) };
+    let kept: Vec<Option<Bytes>> = ranges.iter().map(|range| cache.get(object, range)).collect();
+    let missing: Vec<Range<u64>> =
+        ranges.iter().zip(&kept).filter(|(_, kept)| kept.is_none()).map(|(range, _)| range.clone()).collect();
+    let mut fetched = store.read(object, &missing)?.into_iter();
+    for (range, bytes) in missing.iter().zip(fetched.as_slice()) {
+        cache.put(object, range, bytes);
+    }
+    Ok(kept.into_iter().map(|kept| kept.or_else(|| fetched.next()).unwrap_or_default()).collect())
 }
 
 fn read_local(path: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {

@@ -1,0 +1,81 @@
+//! Sets in object stores: a real S3 server, a proxy that makes it fail, and processes that are killed.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
+mod caching;
+mod faults;
+mod kept_index;
+mod processes;
+mod proxy;
+mod reading;
+mod server;
+
+use std::{path::Path, sync::Arc};
+
+use data_pipeline::{
+    Columns, Dataset, Detokenizer, Error, Example, Location, ParquetDataset, ParquetOptions, Sources,
+    StoreConfig, Tokenizer,
+};
+
+/// Two shards of five row groups with GPT-2 ids.
+const FILES: [&str; 2] = [
+    "owt-gpt2-1024-mini/train-00004-of-00008.parquet",
+    "owt-gpt2-1024-mini/validation-00001-of-00002.parquet",
+];
+/// Where they are put in the bucket.
+const FOLDER: &str = "sets/owt";
+
+fn local(file: &str) -> String {
+    test_support::data_dir().join(file).to_str().unwrap().to_owned()
+}
+
+fn locals() -> Location {
+    FILES.map(local).to_vec().into()
+}
+
+/// A store at a port of this machine that is given up soon.
+fn at(port: u16) -> StoreConfig {
+    StoreConfig {
+        endpoint: Some(format!("http://127.0.0.1:{port}")),
+        region: Some("us-east-1".into()),
+        allow_http: true,
+        anonymous: true,
+        retries: 3,
+        timeout_secs: 1,
+        ..StoreConfig::default()
+    }
+}
+
+fn open(sources: &Sources, location: &Location, index: Option<&Path>) -> Result<ParquetDataset, Error> {
+    let options = ParquetOptions {
+        columns: Columns::Language,
+        detokenizer: Detokenizer::None,
+        max_tokens: None,
+        memory: 64 << 20,
+    };
+    ParquetDataset::open_from(sources, location, index, &Arc::new(Tokenizer::numbers(60_000)), options)
+}
+
+fn rows(dataset: &ParquetDataset) -> Vec<Example> {
+    (0..dataset.len()).map(|row| dataset.example(row).unwrap().unwrap()).collect()
+}
+
+/// The first row of every row group.
+fn first_rows(dataset: &ParquetDataset) -> Vec<u64> {
+    let mut start = 0;
+    let starts = dataset.groups().iter().map(|rows| {
+        start += rows;
+        start - rows
+    });
+    starts.collect()
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    for _ in 0..12_000 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("two minutes have passed, but not: {what}");
+}
