@@ -4,7 +4,7 @@
 //! the sentence that refuses a second run and for file systems that have no locks.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     fn no_locks(_: &File) -> Result<(), TryLockError> {
-        Err(TryLockError::Error(io::ErrorKind::Unsupported.into()))
+        Err(TryLockError::Error(std::io::ErrorKind::Unsupported.into()))
     }
 
     #[test]
