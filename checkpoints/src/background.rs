@@ -37,11 +37,6 @@ impl SaveTimings {
     pub fn total(&self) -> Duration {
         self.stage + self.write + self.commit
     }
-
-    /// Whether a save that takes as long as this one is durable within `lead`, the time between a warning and the kill.
-    pub fn fits(&self, lead: Duration) -> bool {
-        self.total() <= lead
-    }
 }
 
 /// A shard that is durable.

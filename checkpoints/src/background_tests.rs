@@ -168,11 +168,3 @@ fn memory_that_is_not_there_is_an_error() {
     let error = BackgroundWriter::new(0, usize::MAX / 8).unwrap_err();
     assert!(matches!(error, Error::NoMemory { .. }), "{error}");
 }
-
-#[test]
-fn a_save_fits_a_lead_time_that_is_as_long() {
-    let second = Duration::from_secs(1);
-    let timings = SaveTimings { stage: second, write: 2 * second, commit: 3 * second };
-    assert_eq!(timings.total(), 6 * second);
-    assert!(timings.fits(6 * second) && !timings.fits(5 * second));
-}
