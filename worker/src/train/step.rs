@@ -54,6 +54,19 @@ pub struct GlobalFigures {
     pub data_wait: Duration,
     /// Whether any rank was told to stop.
     pub stop: bool,
+    /// Whether any rank was at work for a checkpoint in the background.
+    pub saving: bool,
+}
+
+/// What one rank tells the others beside its sums; the largest value of any rank counts.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RankFlags {
+    /// How long it waited for data.
+    pub data_wait: Duration,
+    /// Whether it was told to stop.
+    pub stop: bool,
+    /// Whether it is at work for a checkpoint in the background.
+    pub saving: bool,
 }
 
 /// Sums over the examples of one rank's part of a global batch.
@@ -76,12 +89,11 @@ pub fn train_step(
     config: &Experiment,
     comm: &mut dyn Collectives,
     batch: &StepBatch,
-    data_wait: Duration,
-    stop: bool,
+    flags: RankFlags,
 ) -> anyhow::Result<StepFigures> {
     let sums = accumulate(state, config, comm.rank(), batch)?;
     comm.all_reduce("gradients", ReduceOp::Sum, state.model.arena_mut().grads_mut().into())?;
-    let global = reduce_figures(comm, &sums, data_wait, stop)?;
+    let global = reduce_figures(comm, &sums, flags)?;
 
     let per_example = 1.0 / global.examples;
     let grad_norm = norm(state.model.arena().grads()) * per_example;
@@ -134,12 +146,12 @@ fn accumulate(
 fn reduce_figures(
     comm: &mut dyn Collectives,
     sums: &Sums,
-    data_wait: Duration,
-    stop: bool,
+    flags: RankFlags,
 ) -> Result<GlobalFigures, CommError> {
     let mut totals = [sums.token_ce, sums.stop_loss, sums.examples, sums.visible, sums.computed];
     comm.all_reduce("step sums", ReduceOp::Sum, totals[..].as_mut().into())?;
-    let mut largest = [data_wait.as_secs_f64(), f64::from(u8::from(stop))];
+    let flag = |set: bool| f64::from(u8::from(set));
+    let mut largest = [flags.data_wait.as_secs_f64(), flag(flags.stop), flag(flags.saving)];
     comm.all_reduce("step flags", ReduceOp::Max, largest[..].as_mut().into())?;
     let [token_ce, stop_loss, examples, visible, computed] = totals;
     Ok(GlobalFigures {
@@ -150,6 +162,7 @@ fn reduce_figures(
         computed,
         data_wait: Duration::from_secs_f64(largest[0]),
         stop: largest[1] > 0.0,
+        saving: largest[2] > 0.0,
     })
 }
 

@@ -17,7 +17,7 @@ use crate::run_dir::{RunDir, replace_file};
 use crate::say;
 use crate::signals::StopRequest;
 use crate::telemetry::{self, Banner};
-use crate::train::{RunFacts, TrainState, check_model, check_run, checkpoint_layout, find_checkpoint};
+use crate::train::{RunFacts, Saver, TrainState, check_model, check_run, checkpoint_layout, find_checkpoint};
 use crate::{exit, threads};
 use steps::Steps;
 
@@ -103,7 +103,8 @@ impl Run<'_> {
             replace_file(&self.run_dir.config(), &self.resolved.render())?;
             say!("{}", self.banner(&state, comm.world_size(), threads));
         }
-        Steps { run: self, comm, store, facts }.run(&mut state)
+        let saver = Saver::new(store, facts, comm, self.config(), &state)?;
+        Steps { run: self, comm, saver, stall: Duration::ZERO }.run(&mut state)
     }
 
     /// Creates the run directory on rank 0, moving an older run aside if told to.
