@@ -14,11 +14,38 @@ pub struct CheckpointConfig {
     pub keep_last: usize,
     /// Keep every checkpoint whose step is a multiple of this for ever.
     pub keep_every: Option<u64>,
+    /// Keep so many of those with the best values of `monitor`, besides the newest ones.
+    pub keep_best: usize,
+    /// The figure of the validation that is recorded with each checkpoint and says which are the best.
+    pub monitor: Option<String>,
+    /// Which values of `monitor` are better.
+    pub mode: Mode,
+    /// Train on while a copy of the state is being written. Takes as much memory as a rank's part of a checkpoint.
+    pub asynchronous: bool,
+}
+
+/// Which of two values of a figure is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The smaller one, as of a loss.
+    #[default]
+    Min,
+    /// The larger one, as of an accuracy.
+    Max,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every_n_steps: 500, keep_last: 2, keep_every: None }
+        Self {
+            every_n_steps: 500,
+            keep_last: 2,
+            keep_every: None,
+            keep_best: 0,
+            monitor: None,
+            mode: Mode::Min,
+            asynchronous: true,
+        }
     }
 }
 
@@ -26,14 +53,19 @@ impl CheckpointConfig {
     /// Checks the ranges of all settings.
     ///
     /// # Errors
-    /// [`Error::Config`] for the first setting that is too small.
+    /// [`Error::Config`] for the first setting that is too small, [`Error::NoMonitor`] for `keep_best` without a
+    /// figure.
     pub fn validate(&self) -> Result<()> {
         let at_least = |key, value, least| {
             if value < least { Err(Error::Config { key, value, least }) } else { Ok(()) }
         };
         at_least("every_n_steps", self.every_n_steps, 1)?;
         at_least("keep_last", self.keep_last as u64, 2)?;
-        at_least("keep_every", self.keep_every.unwrap_or(1), 1)
+        at_least("keep_every", self.keep_every.unwrap_or(1), 1)?;
+        match self.keep_best {
+            keep_best if keep_best > 0 && self.monitor.is_none() => Err(Error::NoMonitor { keep_best }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -56,6 +88,11 @@ mod tests {
             (
                 CheckpointConfig { every_n_steps: 0, ..Default::default() },
                 "checkpoint.every_n_steps = 0 is too small; use at least 1",
+            ),
+            (
+                CheckpointConfig { keep_best: 2, ..Default::default() },
+                "checkpoint.keep_best = 2 needs checkpoint.monitor, the name of a figure of the validation (for \
+                 example \"loss\"); set it, or set checkpoint.keep_best = 0",
             ),
         ] {
             assert_eq!(config.validate().unwrap_err().to_string(), sentence);

@@ -55,10 +55,14 @@ pub enum Error {
         source: io::Error,
     },
     /// Another process writes checkpoints into the same run directory.
-    #[error("another process is writing checkpoints to {path}; stop it or choose another run directory")]
+    #[error(
+        "another process is writing checkpoints to {path} (process {holder}); stop it or choose another run directory"
+    )]
     Locked {
         /// The checkpoint directory.
         path: PathBuf,
+        /// The other process and its machine.
+        holder: String,
     },
     /// The directory was never committed, or is not a checkpoint.
     #[error("{path} is missing, so its directory is not a complete checkpoint; use an older checkpoint")]
@@ -70,6 +74,14 @@ pub enum Error {
     #[error("manifest {path} is damaged: {what}; use an older checkpoint")]
     BadManifest {
         /// The manifest.
+        path: PathBuf,
+        /// What does not hold.
+        what: String,
+    },
+    /// The figures recorded with a checkpoint were cut, edited or damaged; the checkpoint itself may be right.
+    #[error("{path} is damaged: {what}; the checkpoint's figures are lost, the checkpoint is not")]
+    BadMetrics {
+        /// The file of figures.
         path: PathBuf,
         /// What does not hold.
         what: String,
@@ -130,6 +142,14 @@ pub enum Error {
         /// What does not hold.
         what: String,
     },
+    /// There is not enough memory for the copy that is written in the background.
+    #[error(
+        "no memory for a copy of {mib} MiB, which saving in the background needs; set checkpoint.asynchronous = false"
+    )]
+    NoMemory {
+        /// The copy's size in MiB.
+        mib: usize,
+    },
     /// The checkpoint has no such section.
     #[error("checkpoint {path} has no section '{section}' (it has {known}); choose one of those")]
     UnknownSection {
@@ -186,6 +206,15 @@ pub enum Error {
         value: u64,
         /// The least value allowed.
         least: u64,
+    },
+    /// The best checkpoints are to be kept, but nothing says by which figure.
+    #[error(
+        "checkpoint.keep_best = {keep_best} needs checkpoint.monitor, the name of a figure of the validation (for \
+         example \"loss\"); set it, or set checkpoint.keep_best = 0"
+    )]
+    NoMonitor {
+        /// How many are to be kept.
+        keep_best: usize,
     },
 }
 

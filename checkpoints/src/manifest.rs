@@ -200,14 +200,14 @@ fn one_per_line<T: Serialize>(items: &[T]) -> serde_json::Result<String> {
 }
 
 /// Appends the line with the checksum of everything before it.
-fn seal(mut body: String) -> String {
+pub(crate) fn seal(mut body: String) -> String {
     let digits = checksum(body.as_bytes());
     body.extend([CHECKSUM_BEGINS, &digits, CHECKSUM_ENDS]);
     body
 }
 
 /// The bytes before the checksum's line, if that line is there and right.
-fn unseal(bytes: &[u8]) -> Result<&[u8], &'static str> {
+pub(crate) fn unseal(bytes: &[u8]) -> Result<&[u8], &'static str> {
     const CUT: &str = "it does not end with its checksum, so it was cut or edited";
     let rest = bytes.strip_suffix(CHECKSUM_ENDS.as_bytes()).ok_or(CUT)?;
     let (rest, digits) = rest.split_last_chunk::<CHECKSUM_DIGITS>().ok_or(CUT)?;

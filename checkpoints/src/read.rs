@@ -7,20 +7,21 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use crate::disk::checksum;
+use crate::disk::{checksum, read_bounded};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::manifest::{
     Fault, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, RunState, SectionRecord, ShardRecord, VERSION,
 };
+use crate::metrics::{self, Metrics};
+use crate::parallel;
 
-/// More threads than this do not make a disk faster.
-const MAX_THREADS: usize = 8;
+/// What one thread verifies at a time, so that one large shard keeps several busy.
+const PIECE_BYTES: u64 = 64 << 20;
 const ELEMENT: u64 = size_of::<f32>() as u64;
 
 /// A committed checkpoint whose manifest is right and whose shards are all there with the right sizes.
@@ -54,6 +55,14 @@ impl Checkpoint {
     /// Where the run stood.
     pub fn state(&self) -> &RunState {
         &self.manifest.state
+    }
+
+    /// The figures recorded with this checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::BadMetrics`] if their file is damaged, otherwise the failure of the disk.
+    pub fn metrics(&self) -> Result<Metrics> {
+        metrics::read(&self.dir)
     }
 
     /// Which range of the arena is which parameter.
@@ -129,17 +138,17 @@ impl Checkpoint {
     /// # Errors
     /// The first damage in the order of ranks and sections.
     pub fn verify(&self) -> Result<()> {
-        let shards = &self.manifest.shards;
-        let headers = shards.iter().map(|shard| (shard, None));
-        let slices =
-            shards.iter().flat_map(|shard| shard.sections.iter().map(move |slice| (shard, Some(slice))));
-        let parts: Vec<(&ShardRecord, Option<&SectionRecord>)> = headers.chain(slices).collect();
-        in_parallel(parts.len(), |i| match parts[i] {
-            (shard, None) => self.verify_header(shard),
-            (shard, Some(slice)) => {
-                self.read_blocks(shard, slice, 0..slice.checksums.len() as u64, |_, _| ())
+        parallel::for_each(self.manifest.shards.iter().collect(), |shard| self.verify_header(shard))?;
+        let mut pieces = Vec::new();
+        for shard in &self.manifest.shards {
+            let step = (PIECE_BYTES / shard.block_bytes).max(1);
+            for slice in &shard.sections {
+                let blocks = slice.checksums.len() as u64;
+                let starts = (0..blocks).step_by(step as usize);
+                pieces.extend(starts.map(|start| (shard, slice, start..blocks.min(start + step))));
             }
-        })
+        }
+        parallel::for_each(pieces, |(shard, slice, blocks)| self.read_blocks(shard, slice, blocks, |_, _| ()))
     }
 
     /// Reads `out.len()` elements of one slice from arena element `from` on.
@@ -235,20 +244,16 @@ fn missing_or(action: &'static str, path: PathBuf, e: io::Error) -> Error {
 }
 
 fn read_manifest(path: &Path) -> Result<Manifest> {
-    let length = match path.metadata() {
-        Ok(found) => found.len(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::MissingManifest { path: path.to_path_buf() });
+    let damaged = |what| Error::BadManifest { path: path.into(), what };
+    let bytes = match read_bounded(path, MAX_MANIFEST_BYTES) {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::MissingManifest { path: path.into() });
         }
-        Err(e) => return Err(Error::io("read", path, e)),
+        read => read?.map_err(damaged)?,
     };
-    if length > MAX_MANIFEST_BYTES {
-        return Err(Error::BadManifest { path: path.into(), what: format!("it has {length} bytes") });
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
     Manifest::parse(&bytes).map_err(|fault| match fault {
         Fault::Version(found) => Error::WrongVersion { path: path.into(), found, supported: VERSION },
-        Fault::Damaged(what) => Error::BadManifest { path: path.into(), what },
+        Fault::Damaged(what) => damaged(what),
     })
 }
 
@@ -271,36 +276,6 @@ fn header_matches(header: &[u8], shard: &ShardRecord) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Runs `check` for every index below `count` on a few threads; the failure with the lowest index is the result.
-fn in_parallel(count: usize, check: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= count {
-                return None;
-            }
-            if let Err(e) = check(i) {
-                next.store(count, Ordering::Relaxed);
-                return Some((i, e));
-            }
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS).min(count);
-    let failures = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let mut failures = vec![work()];
-        for other in others {
-            failures.push(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        }
-        failures
-    });
-    match failures.into_iter().flatten().min_by_key(|(i, _)| *i) {
-        Some((_, e)) => Err(e),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -104,7 +104,9 @@ fn what_is_missing_is_named() {
     assert!(matches!(Checkpoint::open(&saved), Err(Error::MissingManifest { .. })));
     assert!(matches!(Checkpoint::open(dir.path().join("nowhere")), Err(Error::MissingManifest { .. })));
     fs::create_dir(saved.join("manifest.json")).unwrap();
-    assert!(matches!(Checkpoint::open(&saved), Err(Error::Io { .. })));
+    assert!(
+        matches!(Checkpoint::open(&saved), Err(Error::BadManifest { what, .. }) if what.contains("regular file"))
+    );
 }
 
 #[test]

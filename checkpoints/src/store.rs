@@ -5,7 +5,7 @@
 //! same step, `.lock` is held by the process that writes.
 
 use std::collections::BTreeSet;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -15,12 +15,12 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::manifest::{MANIFEST_FILE, Manifest, RunState, ShardRecord};
 use crate::read::Checkpoint;
-use crate::retention::expendable;
+use crate::retention::{expendable, ranked};
+use crate::{lock, metrics};
 
 const STEP: &str = "step-";
 const STAGING: &str = ".tmp-";
 const REPLACED: &str = ".old-";
-const LOCK: &str = ".lock";
 
 /// The checkpoints of one run directory. Reading needs no more than this; the methods that write take a lock for the
 /// life of the store, so that two runs cannot share a directory by mistake.
@@ -200,29 +200,33 @@ impl Store {
         Ok(removed)
     }
 
-    /// Removes old checkpoints; to be called after a commit. The newest `keep_last` *valid* ones, the one just saved
-    /// and the multiples of `keep_every` stay, so damage to the newest ones never costs the last good one.
+    /// Records a figure of the model at `step`, as a validation found it, with the checkpoint of that step, committed
+    /// or about to be; false if there is none.
     ///
-    /// Each checkpoint that is kept is read back and verified once by this process.
+    /// # Errors
+    /// [`Error::Unsavable`] for a value that is not finite, [`Error::Locked`], otherwise the failure of the disk.
+    pub fn record_metric(&mut self, step: u64, name: &str, value: f64) -> Result<bool> {
+        self.take_lock()?;
+        let staged = self.staging == Some(step);
+        let dir = if staged { self.staging_dir(step) } else { self.step_dir(step) };
+        if !dir.exists() {
+            return Ok(false);
+        }
+        metrics::record(&dir, name, value).map(|_| true)
+    }
+
+    /// Removes old checkpoints; to be called after a commit. The newest `keep_last` *valid* ones, the `keep_best` valid
+    /// ones with the best figures, the one just saved and the multiples of `keep_every` stay, so damage to the newest
+    /// ones never costs the last good one.
+    ///
+    /// Each checkpoint that is kept for being valid is read back and verified once by this process.
     ///
     /// # Errors
     /// [`Error::Config`], [`Error::Locked`], otherwise the failure of the disk.
     pub fn prune(&mut self, config: &CheckpointConfig) -> Result<Vec<PathBuf>> {
-        config.validate()?;
         self.take_lock()?;
-        let steps = self.list()?;
-        let mut valid = Vec::new();
-        for &step in steps.iter().rev() {
-            if valid.len() == config.keep_last {
-                break;
-            }
-            match self.check_once(step) {
-                Ok(()) => valid.push(step),
-                Err(e) => tracing::warn!("a checkpoint is not valid and does not count as kept: {e}"),
-            }
-        }
         let mut removed = Vec::new();
-        for step in expendable(&steps, &valid, self.just_saved, config) {
+        for step in self.expendable(config)? {
             // Out of sight first: a directory that is half removed must not look like a damaged checkpoint.
             let hidden = self.dir.join(format!("{STAGING}removed-{}", step_name(step)));
             disk::remove(&hidden)?;
@@ -232,6 +236,48 @@ impl Store {
             removed.push(self.step_dir(step));
         }
         Ok(removed)
+    }
+
+    /// The steps that [`Store::prune`] would remove. Changes nothing on the disk and takes no lock.
+    ///
+    /// # Errors
+    /// [`Error::Config`], otherwise the failure of the disk.
+    pub fn expendable(&mut self, config: &CheckpointConfig) -> Result<Vec<u64>> {
+        config.validate()?;
+        let steps = self.list()?;
+        let newest: Vec<u64> = steps.iter().rev().copied().collect();
+        let valid = self.first_valid(&newest, config.keep_last);
+        let figures = config.monitor.as_ref().map_or(Vec::new(), |monitor| self.figures(&steps, monitor));
+        let mut spared = self.first_valid(&ranked(figures, config.mode), config.keep_best);
+        spared.extend(self.just_saved);
+        Ok(expendable(&steps, &valid, &spared, config))
+    }
+
+    /// The first `count` of `steps` that are valid.
+    fn first_valid(&mut self, steps: &[u64], count: usize) -> Vec<u64> {
+        let mut valid = Vec::new();
+        for &step in steps {
+            if valid.len() == count {
+                break;
+            }
+            match self.check_once(step) {
+                Ok(()) => valid.push(step),
+                Err(e) => tracing::warn!("a checkpoint is not valid and does not count as kept: {e}"),
+            }
+        }
+        valid
+    }
+
+    /// The figure `name` of every checkpoint that has it.
+    fn figures(&self, steps: &[u64], name: &str) -> Vec<(u64, f64)> {
+        let figure = |&step: &u64| match metrics::read(&self.step_dir(step)) {
+            Ok(metrics) => metrics.get(name).map(|&value| (step, value)),
+            Err(e) => {
+                tracing::warn!("a checkpoint does not count among the best: {e}");
+                None
+            }
+        };
+        steps.iter().filter_map(figure).collect()
     }
 
     fn get_verified(&self, step: u64) -> Result<Checkpoint> {
@@ -282,19 +328,7 @@ impl Store {
         }
         disk::create_dir(&self.dir)?;
         self.dir.parent().map_or(Ok(()), disk::sync_dir)?;
-        let path = self.dir.join(LOCK);
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(|e| Error::io("write", &path, e))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: self.dir.clone() }),
-            // Some network file systems have no locks; the lock guards against mistakes, not against crashes.
-            Err(TryLockError::Error(e)) => tracing::warn!("{} cannot be locked: {e}", path.display()),
-        }
-        self.lock = Some(file);
+        self.lock = Some(lock::take(&self.dir)?);
         Ok(())
     }
 
@@ -310,7 +344,7 @@ impl Store {
         })
     }
 
-    fn step_dir(&self, step: u64) -> PathBuf {
+    pub(crate) fn step_dir(&self, step: u64) -> PathBuf {
         self.dir.join(step_name(step))
     }
 }

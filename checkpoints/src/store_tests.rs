@@ -29,7 +29,7 @@ impl Run {
     fn entries(&self) -> Vec<String> {
         let mut names = self.store.names().unwrap();
         names.sort();
-        names.retain(|name| name != LOCK);
+        names.retain(|name| name != ".lock");
         names
     }
 
@@ -251,6 +251,36 @@ fn pruning_reads_each_checkpoint_once_and_a_replaced_one_again() {
     save(&mut run.store, 20, 2, LEN);
     run.store.prune(&config(2, None)).unwrap();
     assert_eq!(run.store.list().unwrap(), [10, 15, 20], "15 is damaged, so 10 must stay");
+}
+
+#[test]
+fn pruning_keeps_the_best_valid_ones() {
+    let mut run = run_with(&[5, 10, 15, 20, 25, 30]);
+    for (step, loss) in [(5, 3.0), (10, 1.0), (15, 2.0), (20, 1.5), (30, 4.0)] {
+        assert!(run.store.record_metric(step, "loss", loss).unwrap());
+    }
+    assert!(!run.store.record_metric(7, "loss", 0.0).unwrap(), "no such checkpoint");
+    flip(&run.shard(10), 300, 1);
+    let config = CheckpointConfig { keep_best: 2, monitor: Some("loss".into()), ..Default::default() };
+    let highest = CheckpointConfig { mode: crate::config::Mode::Max, ..config.clone() };
+    assert_eq!(run.store.expendable(&highest).unwrap(), [10, 15, 20], "30 and 5 have the highest");
+    assert_eq!(run.store.expendable(&config).unwrap(), [5, 10], "10 is damaged, 20 and 15 are next");
+    assert_eq!(run.store.list().unwrap().len(), 6, "nothing was removed yet");
+    run.store.prune(&config).unwrap();
+    run.restart();
+    assert_eq!(run.store.list().unwrap(), [15, 20, 25, 30]);
+    let other = CheckpointConfig { monitor: Some("accuracy".into()), ..config };
+    assert_eq!(run.store.expendable(&other).unwrap(), [15, 20], "without the figure none is best");
+}
+
+#[test]
+fn a_figure_known_before_the_commit_comes_with_it() {
+    let mut run = run_with(&[10]);
+    let (staging, records) = begin(&mut run.store, 20, &slices(LEN, 2));
+    assert!(run.store.record_metric(20, "loss", 1.5).unwrap());
+    run.store.commit(staging, layout(LEN), records, state(20, 2)).unwrap();
+    assert_eq!(run.store.get(20).unwrap().metrics().unwrap()["loss"], 1.5);
+    assert!(run.store.get(10).unwrap().metrics().unwrap().is_empty());
 }
 
 #[test]

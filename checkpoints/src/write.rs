@@ -29,7 +29,7 @@ pub struct Section<'a> {
 
 /// Writes the shard of `rank` into the staging directory `dir` and makes it durable.
 ///
-/// The data may not change before this returns; a rank that goes on training passes a copy.
+/// The data may not change before this returns; a rank that goes on training uses [`crate::BackgroundWriter`].
 ///
 /// # Errors
 /// [`Error::Unsavable`] for sections that contradict themselves, otherwise the failure of the disk; the file is then
@@ -93,7 +93,8 @@ fn write_parts(
         });
         file_offset += size_of_val(section.data) as u64;
     }
-    file.sync_all()?;
+    // The file's length is part of what this makes durable; its times need not be.
+    file.sync_data()?;
     Ok(records)
 }
 

@@ -8,7 +8,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use checkpoints::{
-    Checkpoint, CheckpointConfig, Error, Layout, RunState, Section, Store, TensorEntry, write_shard,
+    BackgroundCommit, BackgroundWriter, Checkpoint, CheckpointConfig, Commit, Error, Layout, RunState,
+    Section, Store, TensorEntry,
 };
 
 const LEN: usize = 3 << 19;
@@ -18,26 +19,38 @@ fn arena(step: u64) -> Vec<f32> {
     (0..LEN).map(|i| (step * 7 + i as u64 % 1000) as f32).collect()
 }
 
-fn save(store: &mut Store, step: u64) -> Result<(), Error> {
-    let staging = store.begin(step)?;
+/// As a run of two ranks saves: in the background, and given up if one of them fails.
+fn save(mut store: Store, step: u64) -> (Store, Result<(), Error>) {
+    let staging = match store.begin(step) {
+        Ok(staging) => staging,
+        Err(e) => return (store, Err(e)),
+    };
     let arena = arena(step);
-    let cut = LEN / 3;
-    let mut records = Vec::new();
-    for (rank, range) in [0..cut, cut..LEN].into_iter().enumerate() {
+    let cuts = [0..LEN / 3, LEN / 3..LEN];
+    let mut writers: Vec<_> = (0..cuts.len()).map(|rank| BackgroundWriter::new(rank, LEN).unwrap()).collect();
+    for (writer, range) in writers.iter_mut().zip(cuts) {
         let sections = [Section { name: "master", range: range.clone(), data: &arena[range] }];
-        match write_shard(staging.dir(), rank, &sections) {
-            Ok(record) => records.push(record),
-            Err(e) => {
-                store.abandon(staging)?;
-                return Err(e);
-            }
-        }
+        writer.stage(staging.dir(), &sections).unwrap();
     }
+    drop(arena);
+    let written: Vec<_> = writers.iter_mut().map(|writer| writer.wait().unwrap()).collect();
+    let records = match written.into_iter().map(|written| Ok(written?.record)).collect() {
+        Ok(records) => records,
+        Err(e) => {
+            let abandoned = store.abandon(staging);
+            return (store, abandoned.and(Err(e)));
+        }
+    };
     let tensors = vec![TensorEntry { name: "w".into(), shape: vec![3, 1 << 19], offset: 0, len: LEN as u64 }];
-    let state = RunState { step, world_size: 2, ..Default::default() };
-    store.commit(staging, Layout { len: LEN as u64, tensors }, records, state)?;
-    store.prune(&CheckpointConfig::default())?;
-    Ok(())
+    let commit = Commit {
+        staging,
+        layout: Layout { len: LEN as u64, tensors },
+        records,
+        state: RunState { step, world_size: 2, ..Default::default() },
+        config: CheckpointConfig::default(),
+    };
+    let (store, committed) = BackgroundCommit::start(store, commit).unwrap().wait();
+    (store, committed.map(drop))
 }
 
 fn assert_whole(checkpoint: &Checkpoint) {
@@ -48,12 +61,20 @@ fn assert_whole(checkpoint: &Checkpoint) {
 #[test]
 #[ignore = "the child process of the other tests"]
 fn child_saves_until_it_fails() {
-    let mut store = Store::open(std::env::var_os(RUN_DIR).unwrap()).unwrap();
+    let run_dir = std::env::var_os(RUN_DIR).unwrap();
+    let mut store = Store::open(&run_dir).unwrap();
     for step in 1.. {
-        match save(&mut store, step) {
+        let saved;
+        (store, saved) = save(store, step);
+        match saved {
             Ok(()) => eprintln!("saved {step}"),
             Err(e) => {
                 eprintln!("failed: {e}");
+                let found = store.newest_valid().unwrap();
+                assert!(found.rejected.is_empty(), "{:?}", found.rejected);
+                found.checkpoint.iter().for_each(assert_whole);
+                let step = found.checkpoint.map_or(0, |checkpoint| checkpoint.state().step);
+                eprintln!("newest: {step}, {} files left over", leftovers(Path::new(&run_dir)).len());
                 return;
             }
         }
@@ -71,6 +92,14 @@ fn start_child(run_dir: &Path, before: &str) -> Child {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap()
+}
+
+/// What lies beside the committed checkpoints and the lock.
+fn leftovers(run_dir: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(run_dir.join("checkpoints")).unwrap();
+    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| !name.starts_with("step-") && name != ".lock");
+    names
 }
 
 /// The child's lines up to the first that begins with `prefix`, which is returned without it.
@@ -95,11 +124,7 @@ fn a_process_killed_at_any_moment_leaves_a_valid_checkpoint_and_no_lock() {
         assert!(found.rejected.is_empty(), "{:?}", found.rejected);
         assert_whole(&found.checkpoint.unwrap());
         store.remove_stale().unwrap();
-        let names = std::fs::read_dir(dir.path().join("checkpoints")).unwrap();
-        let mut names: Vec<_> =
-            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.retain(|name| !name.starts_with("step-"));
-        assert_eq!(names, [".lock"]);
+        assert!(leftovers(dir.path()).is_empty());
     }
 }
 
@@ -122,7 +147,7 @@ fn while_a_process_writes_another_may_read_but_not_write() {
 #[test]
 fn a_save_that_does_not_fit_fails_in_one_sentence_and_leaves_the_older_one() {
     let dir = tempfile::tempdir().unwrap();
-    save(&mut Store::open(dir.path()).unwrap(), 100).unwrap();
+    save(Store::open(dir.path()).unwrap(), 100).1.unwrap();
     let mut child = start_child(dir.path(), "trap '' XFSZ; ulimit -f 100;");
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let sentence = wait_for(&mut lines, "failed: ");
@@ -136,6 +161,45 @@ fn a_save_that_does_not_fit_fails_in_one_sentence_and_leaves_the_older_one() {
     let found = Store::open(dir.path()).unwrap().newest_valid().unwrap();
     assert_eq!(found.checkpoint.as_ref().unwrap().state().step, 100);
     assert_whole(&found.checkpoint.unwrap());
+}
+
+/// Starts the child on a small file system in memory that nobody else sees and that goes with it; none if this
+/// process may not mount one.
+fn start_child_on_tmpfs(run_dir: &Path, mib: usize, before: &str) -> Option<Child> {
+    let probe = Command::new("unshare").args(["--mount", "mount", "-t", "tmpfs", "none", "/mnt"]).output();
+    if !probe.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: this process may not mount a file system");
+        return None;
+    }
+    let mount = format!("mount -t tmpfs -o size={mib}m none \"${RUN_DIR}\"; {before}");
+    let script = format!("{mount} exec \"$0\" --exact child_saves_until_it_fails --ignored --nocapture 2>&1");
+    let mut child = Command::new("unshare");
+    child.args(["--mount", "sh", "-c", &script]).arg(std::env::current_exe().unwrap());
+    Some(child.env(RUN_DIR, run_dir).stdout(Stdio::piped()).spawn().unwrap())
+}
+
+/// Two checkpoints of 6 MiB fit, the third does not.
+#[test]
+fn a_full_disk_ends_a_save_in_one_sentence_and_what_was_saved_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut child) = start_child_on_tmpfs(dir.path(), 16, "") else { return };
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let sentence = wait_for(&mut lines, "failed: ");
+    let newest = wait_for(&mut lines, "newest: ");
+    child.wait().unwrap();
+    assert!(sentence.starts_with("no space left to write "), "{sentence}");
+    assert_eq!(newest, "2, 0 files left over");
+}
+
+#[test]
+fn a_disk_that_becomes_read_only_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let read_only = format!("mkdir \"${RUN_DIR}\"/checkpoints; mount -o remount,ro \"${RUN_DIR}\";");
+    let Some(mut child) = start_child_on_tmpfs(dir.path(), 16, &read_only) else { return };
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let sentence = wait_for(&mut lines, "failed: ");
+    child.wait().unwrap();
+    assert!(sentence.contains("is on a read-only file system; choose a run directory"), "{sentence}");
 }
 
 /// `/proc` refuses new directories to everybody, the superuser included.

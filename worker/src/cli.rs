@@ -37,6 +37,9 @@ pub enum Command {
     Import(ImportArgs),
     /// Writes the weights of a checkpoint in the reference's form.
     Export(ExportArgs),
+    /// Lists, verifies or removes the checkpoints of a run.
+    #[command(subcommand)]
+    Checkpoints(CheckpointsCommand),
     /// Lists the experiments.
     Experiments(ConfigDirArgs),
     /// Prints every resolved value of an experiment with its origin.
@@ -106,6 +109,39 @@ pub struct CheckpointArgs {
     #[arg(long)]
     pub raw_weights: bool,
     /// Changes to the run's configuration: `key.path=value`.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// `ilm-worker checkpoints`.
+#[derive(Debug, Subcommand)]
+pub enum CheckpointsCommand {
+    /// Prints step, size, ranks, age, figures and state of every checkpoint; only file sizes are checked.
+    List(RunDirArgs),
+    /// As `list`, but reads every byte; ends with exit code 4 if a checkpoint is damaged.
+    Verify(RunDirArgs),
+    /// Removes what the run's settings do not keep, as every save does. The run may not be going on.
+    Prune(PruneArgs),
+}
+
+/// A run.
+#[derive(Debug, Args)]
+pub struct RunDirArgs {
+    /// Folder of the run.
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: PathBuf,
+}
+
+/// `ilm-worker checkpoints prune`.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Whose checkpoints; what is kept is taken from its configuration.
+    #[command(flatten)]
+    pub run_dir: RunDirArgs,
+    /// Say what would be removed, and remove nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Changes to the run's configuration, such as `checkpoint.keep_last=5`.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
 }
@@ -250,5 +286,15 @@ mod tests {
         assert!(parse(vec!["ilm-worker".into(), "evaluate".into()]).is_err());
         assert!(matches!(parsed(&["evaluate", "--run-dir", "r"]), Command::Evaluate(_)));
         assert!(matches!(parsed(&["evaluate", "--experiment", "e"]), Command::Evaluate(_)));
+    }
+
+    #[test]
+    fn checkpoints_are_pruned_with_changed_settings() {
+        let arguments = ["checkpoints", "prune", "checkpoint.keep_last=5", "--run-dir", "r", "--dry-run"];
+        let Command::Checkpoints(CheckpointsCommand::Prune(prune)) = parsed(&arguments) else {
+            panic!("not prune")
+        };
+        assert_eq!((prune.dry_run, &prune.overrides[..]), (true, &["checkpoint.keep_last=5".to_owned()][..]));
+        assert!(parse(["ilm-worker", "checkpoints", "list"].map(Into::into).into()).is_err());
     }
 }

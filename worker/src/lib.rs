@@ -39,6 +39,7 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
         Command::Generate(args) => jobs::generate(args),
         Command::Import(args) => jobs::import(args),
         Command::Export(args) => jobs::export(args),
+        Command::Checkpoints(command) => jobs::checkpoints(command),
         Command::Experiments(args) => jobs::experiments(args),
         Command::Config(args) => jobs::show_config(args),
         Command::Prepare(args) => jobs::prepare(args),

@@ -455,6 +455,11 @@ fn contradictions_and_ranges_are_one_sentence_each() {
         ("optimizer.betas=[0.9,1]", "optimizer.betas = 1 is out of range"),
         ("loss.stopping_class_weight=2", "loss.stopping_class_weight = 2 must lie in [0, 1]"),
         ("checkpoint.keep_last=1", "checkpoint.keep_last = 1 is too small; use at least 2"),
+        ("checkpoint.keep_best=1", "checkpoint.keep_best = 1 needs checkpoint.monitor"),
+        (
+            "checkpoint.monitor=lose",
+            "checkpoint.monitor = \"lose\" is no figure of the validation; choose one of loss",
+        ),
         ("trainer.val_check_interval=0", "trainer.val_check_interval = 0 is out of range"),
         ("input_block_size=", "the longest star-graph prompt is unknown"),
         ("data.canonical_lanes=0", "data.canonical_lanes = 0 is out of range"),

@@ -88,8 +88,8 @@ fn check(file: &str) {
     let mut compared = 0;
     for expected in &steps {
         let batch = step_batch(expected["batch"].as_str().expect("a name"));
-        let figures = train_step(&mut state, &experiment, &mut Solo, &batch, Default::default(), false)
-            .expect("a step");
+        let figures =
+            train_step(&mut state, &experiment, &mut Solo, &batch, Default::default()).expect("a step");
         let loss = figures.global.token_ce + figures.global.stop_loss;
         let number = |key: &str| expected[key].as_f64().expect("a number");
         assert!((loss - number("loss")).abs() < 1e-5 * number("loss"), "loss {loss}");

@@ -8,6 +8,7 @@ use data_pipeline::{BatchPlan, MicroBatchLimit};
 
 use super::error::ConfigError;
 use super::tree::{Experiment, OptimizerConfig, Schedule, TrainerConfig};
+use crate::eval::Report;
 
 /// Everything that a training run on `world_size` ranks needs. Returns warnings, one sentence each.
 ///
@@ -25,9 +26,20 @@ pub fn training(experiment: &Experiment, world_size: usize) -> Result<Vec<String
             experiment.global_batch_size
         ));
     }
+    monitor(experiment)?;
     let text = experiment.data.task == Task::Text;
     if text && experiment.trainer.val_check_interval.is_some() && experiment.data.validation.is_none() {
         warnings.push("data.validation is not set, so there is no validation during training".to_owned());
+    }
+    let every = experiment.checkpoint.every_n_steps;
+    if let (Some(validation), Some(_)) =
+        (experiment.trainer.val_check_interval, &experiment.checkpoint.monitor)
+        && !validation.is_multiple_of(every)
+    {
+        warnings.push(format!(
+            "trainer.val_check_interval = {validation} is no multiple of checkpoint.every_n_steps = {every}: a \
+             validation at a step without a checkpoint does not count for checkpoint.monitor"
+        ));
     }
     Ok(warnings)
 }
@@ -115,6 +127,25 @@ fn trainer(trainer: &TrainerConfig) -> Result<(), ConfigError> {
     optional(trainer.val_check_interval, |steps| at_least("trainer.val_check_interval", steps, 1))?;
     optional(trainer.threads, |threads| at_least("trainer.threads", threads, 1))?;
     at_least("trainer.collective_timeout_secs", trainer.collective_timeout_secs, 1)
+}
+
+/// Checkpoints can only be compared by a figure that validations during training give.
+fn monitor(experiment: &Experiment) -> Result<(), ConfigError> {
+    let Some(name) = &experiment.checkpoint.monitor else { return Ok(()) };
+    if experiment.trainer.val_check_interval.is_none() {
+        return conflict(format!(
+            "checkpoint.monitor = \"{name}\" is a figure of the validation, but trainer.val_check_interval is not set; \
+             set it"
+        ));
+    }
+    let figures = Report::figures(experiment.data.task);
+    if figures.contains(&name.as_str()) {
+        return Ok(());
+    }
+    let figures = figures.join(", ");
+    conflict(format!(
+        "checkpoint.monitor = \"{name}\" is no figure of the validation; choose one of {figures}"
+    ))
 }
 
 /// Every position that training or prediction can reach must be in the model's table.

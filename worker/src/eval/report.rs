@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use data_pipeline::Task;
 use serde::Serialize;
 
 /// Mean losses over a split.
@@ -52,6 +53,27 @@ pub struct ReportOfStep {
 }
 
 impl Report {
+    /// The names of the figures of a task, the numbers of things counted left out.
+    pub fn figures(task: Task) -> &'static [&'static str] {
+        const ALL: [&str; 7] = [
+            "loss",
+            "token_ce",
+            "stop_loss",
+            "exact_match",
+            "token_accuracy",
+            "reference_exact_match",
+            "reference_token_accuracy",
+        ];
+        const LOSSES: usize = 3;
+        if task == Task::Star { &ALL } else { &ALL[..LOSSES] }
+    }
+
+    /// The figure of that name, if there is one and it is finite.
+    pub fn figure(&self, name: &str) -> Option<f64> {
+        let json = serde_json::to_value(self).ok()?;
+        json.get(name)?.as_f64().filter(|value| value.is_finite())
+    }
+
     /// For a file of JSON lines.
     pub fn of_step(self, step: u64) -> ReportOfStep {
         ReportOfStep { step, report: self }
@@ -73,5 +95,29 @@ impl fmt::Display for Report {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_figure_is_found_by_its_name_and_only_if_it_is_finite() {
+        let losses = Losses { examples: 3, loss: 1.5, token_ce: 1.0, stop_loss: f64::NAN };
+        let answers = Answers {
+            exact_match: 0.5,
+            token_accuracy: 0.75,
+            reference_exact_match: 0.5,
+            reference_token_accuracy: 0.75,
+            inserted_tokens: 4.0,
+        };
+        let star = Report { losses, answers: Some(answers) };
+        for name in Report::figures(Task::Star) {
+            assert_eq!(star.figure(name).is_some(), *name != "stop_loss", "{name}");
+        }
+        let text = Report { losses, answers: None };
+        assert_eq!(Report::figures(Task::Text), ["loss", "token_ce", "stop_loss"]);
+        assert_eq!((text.figure("loss"), text.figure("exact_match")), (Some(1.5), None));
     }
 }

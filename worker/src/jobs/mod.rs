@@ -1,5 +1,6 @@
 //! The commands of `ilm-worker`, one file each.
 
+mod checkpoints;
 mod evaluate;
 mod export;
 mod generate;
@@ -9,6 +10,7 @@ mod offline;
 mod prepare;
 mod train;
 
+pub use self::checkpoints::checkpoints;
 pub use self::evaluate::evaluate;
 pub use self::export::export;
 pub use self::generate::generate;

@@ -35,6 +35,8 @@ pub struct StepRecord {
     pub skipped_rows: u64,
     /// Duration of the step in seconds.
     pub step_s: f64,
+    /// Seconds that training stood still for checkpoints since the record before; not part of `step_s`.
+    pub checkpoint_stall_s: f64,
     /// Seconds to the last step at the recent pace.
     pub eta_s: f64,
 }

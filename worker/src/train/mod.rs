@@ -2,10 +2,12 @@
 
 mod resume;
 mod save;
+mod saver;
 mod state;
 mod step;
 
 pub use self::resume::{Incompatible, check_model, check_run, find_checkpoint};
 pub use self::save::{PeerFailed, RunFacts, save};
+pub use self::saver::{Saved, Saver};
 pub use self::state::{TrainState, checkpoint_layout, has_average, load_weights};
-pub use self::step::{DataWait, GlobalFigures, NonFinite, StepFigures, batch_view, train_step};
+pub use self::step::{GlobalFigures, NonFinite, RankFlags, StepFigures, batch_view, train_step};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use checkpoints::{RunState, ShardRecord, Staging, Store, write_shard};
+use checkpoints::{Commit, RunState, ShardRecord, Store, write_shard};
 
 use super::TrainState;
 use super::state::{checkpoint_layout, slice_of};
@@ -28,7 +28,7 @@ impl RunFacts {
     /// Fingerprint of weights that no data of ours was seen by: any data may follow.
     pub const NO_DATA_YET: &str = "";
 
-    fn with_progress(&self, state: &TrainState, world_size: usize) -> RunState {
+    pub(super) fn with_progress(&self, state: &TrainState, world_size: usize) -> RunState {
         RunState {
             step: state.step,
             position: state.position,
@@ -74,33 +74,25 @@ pub fn save(
     let committed = match staging {
         None => Ok(()),
         Some(staging) => {
-            commit(store, config, staging, records, state, facts.with_progress(state, world_size))
+            let layout = checkpoint_layout(&state.model);
+            let (state, config) = (facts.with_progress(state, world_size), config.checkpoint.clone());
+            Commit { staging, layout, records, state, config }.run(store).map(drop)
         }
     };
     together(comm, "checkpoint commit", committed)
 }
 
-fn commit(
-    store: &mut Store,
-    config: &Experiment,
-    staging: Staging,
-    records: Vec<ShardRecord>,
-    state: &TrainState,
-    run_state: RunState,
-) -> Result<(), checkpoints::Error> {
-    store.commit(staging, checkpoint_layout(&state.model), records, run_state)?;
-    store.prune(&config.checkpoint)?;
-    Ok(())
-}
-
-fn gather_records(comm: &mut dyn Collectives, mine: &ShardRecord) -> anyhow::Result<Vec<ShardRecord>> {
+pub(super) fn gather_records(
+    comm: &mut dyn Collectives,
+    mine: &ShardRecord,
+) -> anyhow::Result<Vec<ShardRecord>> {
     let encoded = serde_json::to_vec(mine)?;
     let all = comm.all_gather("checkpoint records", &encoded)?;
     Ok(all.iter().map(|record| serde_json::from_slice(record)).collect::<Result<_, _>>()?)
 }
 
 /// The result, unless another rank failed: then all fail.
-fn together<T>(
+pub(super) fn together<T>(
     comm: &mut dyn Collectives,
     name: &'static str,
     result: Result<T, checkpoints::Error>,

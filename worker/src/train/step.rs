@@ -58,15 +58,21 @@ pub struct GlobalFigures {
     pub skipped_rows: u64,
     /// Whether any rank was told to stop.
     pub stop: bool,
+    /// Whether any rank was at work for a checkpoint in the background.
+    pub saving: bool,
 }
 
-/// How a step got its data.
+/// What one rank tells the others beside its sums; the largest value of any rank counts.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct DataWait {
-    /// The time that this rank waited.
-    pub time: Duration,
-    /// Further steps that were ready.
+pub struct RankFlags {
+    /// How long it waited for data.
+    pub data_wait: Duration,
+    /// Further steps that were ready then.
     pub ready_steps: usize,
+    /// Whether it was told to stop.
+    pub stop: bool,
+    /// Whether it is at work for a checkpoint in the background.
+    pub saving: bool,
 }
 
 /// Sums over the examples of one rank's part of a global batch.
@@ -90,12 +96,11 @@ pub fn train_step(
     config: &Experiment,
     comm: &mut dyn Collectives,
     batch: &StepBatch,
-    data_wait: DataWait,
-    stop: bool,
+    flags: RankFlags,
 ) -> anyhow::Result<StepFigures> {
     let sums = accumulate(state, config, comm.rank(), batch)?;
     comm.all_reduce("gradients", ReduceOp::Sum, state.model.arena_mut().grads_mut().into())?;
-    let global = reduce_figures(comm, &sums, data_wait, stop)?;
+    let global = reduce_figures(comm, &sums, flags)?;
 
     let per_example = 1.0 / global.examples.max(1.0);
     let grad_norm = norm(state.model.arena().grads()) * per_example;
@@ -151,14 +156,14 @@ fn accumulate(
 fn reduce_figures(
     comm: &mut dyn Collectives,
     sums: &Sums,
-    data_wait: DataWait,
-    stop: bool,
+    flags: RankFlags,
 ) -> Result<GlobalFigures, CommError> {
     let Sums { token_ce, stop_loss, examples, visible, computed, skipped } = *sums;
     let mut totals = [token_ce, stop_loss, examples, visible, computed, skipped];
     comm.all_reduce("step sums", ReduceOp::Sum, totals[..].as_mut().into())?;
-    let fewest_ready = -(data_wait.ready_steps as f64);
-    let mut largest = [data_wait.time.as_secs_f64(), f64::from(u8::from(stop)), fewest_ready];
+    let flag = |set: bool| f64::from(u8::from(set));
+    let fewest_ready = -(flags.ready_steps as f64);
+    let mut largest = [flags.data_wait.as_secs_f64(), flag(flags.stop), flag(flags.saving), fewest_ready];
     comm.all_reduce("step flags", ReduceOp::Max, largest[..].as_mut().into())?;
     let [token_ce, stop_loss, examples, visible, computed, skipped] = totals;
     let per_example = 1.0 / examples.max(1.0);
@@ -169,9 +174,10 @@ fn reduce_figures(
         visible,
         computed,
         data_wait: Duration::from_secs_f64(largest[0]),
-        ready_steps: -largest[2] as u64,
+        ready_steps: -largest[3] as u64,
         skipped_rows: skipped as u64,
         stop: largest[1] > 0.0,
+        saving: largest[2] > 0.0,
     })
 }
 

@@ -19,7 +19,7 @@ use crate::say;
 use crate::signals::StopRequest;
 use crate::telemetry::{self, Banner};
 use crate::train::{
-    Incompatible, RunFacts, TrainState, check_model, check_run, checkpoint_layout, find_checkpoint,
+    Incompatible, RunFacts, Saver, TrainState, check_model, check_run, checkpoint_layout, find_checkpoint,
 };
 use crate::{exit, threads};
 use steps::Steps;
@@ -114,7 +114,8 @@ impl Run<'_> {
             replace_file(&self.run_dir.dataset(), &serde_json::to_string_pretty(&self.dataset.manifest())?)?;
             say!("{}", self.banner(&state, comm.world_size(), threads));
         }
-        Steps { run: self, comm, store, facts }.run(&mut state)
+        let saver = Saver::new(store, facts, comm, self.config(), &state)?;
+        Steps { run: self, comm, saver, stall: Duration::ZERO }.run(&mut state)
     }
 
     /// Creates the run directory on rank 0, moving an older run aside if told to.

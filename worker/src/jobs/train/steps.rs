@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use checkpoints::Store;
 use data_pipeline::{
     BatchPool, DescribeOptions, LoaderOptions, PlainMemory, Schedule, StepBatch, TrainLoader, TrainStream,
     describe_batch,
@@ -16,14 +15,15 @@ use crate::exit;
 use crate::run_dir::JsonLines;
 use crate::say;
 use crate::telemetry::{Progress, StepRecord};
-use crate::train::{DataWait, RunFacts, StepFigures, TrainState, save, train_step};
+use crate::train::{NonFinite, RankFlags, Saver, StepFigures, TrainState, train_step};
 
 /// The steps of one start of a run.
 pub(super) struct Steps<'a, 'b> {
     pub(super) run: &'a Run<'a>,
     pub(super) comm: &'b mut dyn Collectives,
-    pub(super) store: Store,
-    pub(super) facts: RunFacts,
+    pub(super) saver: Saver,
+    /// Time that training stood still for checkpoints and that no record tells of yet.
+    pub(super) stall: Duration,
 }
 
 impl Steps<'_, '_> {
@@ -40,15 +40,30 @@ impl Steps<'_, '_> {
             if state.step == first_step {
                 self.print_first(&batch);
             }
-            let waited = DataWait { time: started.elapsed(), ready_steps: loader.figures().ready_steps };
-            let figures = train_step(state, config, self.comm, &batch, waited, self.run.stop.is_set())?;
-            if let Some(view) = &mut view {
-                view.show(&self.record(state, &figures, started.elapsed()))?;
-            }
+            let flags = RankFlags {
+                data_wait: started.elapsed(),
+                ready_steps: loader.figures().ready_steps,
+                stop: self.run.stop.is_set(),
+                saving: self.saver.is_busy(),
+            };
+            let figures = train_step(state, config, self.comm, &batch, flags);
+            let figures = figures.or_else(|error| self.keep_what_was_saved(error))?;
+            let duration = started.elapsed();
             let finished = state.step == config.trainer.max_steps || schedule.step(state.position).is_none();
-            if finished || figures.global.stop || state.step.is_multiple_of(config.checkpoint.every_n_steps) {
-                self.save(state, view.as_ref())?;
+            let last = finished || figures.global.stop;
+            let due = last || state.step.is_multiple_of(config.checkpoint.every_n_steps);
+            let at_once = last || !config.checkpoint.asynchronous;
+            self.save_in_background(state, due && !at_once, figures.global.saving)?;
+            if let Some(view) = &mut view {
+                // A step is on record before its checkpoint is valid, so that no resumed run lacks a record.
+                view.show(&self.record(state, &figures, duration))?;
             }
+            if due && at_once {
+                let started = Instant::now();
+                self.saver.save_now(self.comm, config, state)?;
+                self.stall += started.elapsed();
+            }
+            self.tell_of_save(view.as_ref());
             if figures.global.stop && !finished {
                 if let Some(view) = &view {
                     view.progress.finish();
@@ -120,7 +135,7 @@ impl Steps<'_, '_> {
         }))
     }
 
-    fn record(&self, state: &TrainState, figures: &StepFigures, duration: Duration) -> StepRecord {
+    fn record(&mut self, state: &TrainState, figures: &StepFigures, duration: Duration) -> StepRecord {
         let global = &figures.global;
         let step_s = duration.as_secs_f64();
         StepRecord {
@@ -138,18 +153,41 @@ impl Steps<'_, '_> {
             data_ready_steps: global.ready_steps,
             skipped_rows: global.skipped_rows,
             step_s,
+            checkpoint_stall_s: std::mem::take(&mut self.stall).as_secs_f64(),
             eta_s: 0.0,
         }
     }
 
-    fn save(&mut self, state: &TrainState, view: Option<&View>) -> anyhow::Result<()> {
+    /// What is done for checkpoints between two steps: bringing one that is under way forward, and beginning one.
+    fn save_in_background(&mut self, state: &TrainState, begins: bool, saving: bool) -> anyhow::Result<()> {
+        let config = self.run.config();
         let started = Instant::now();
-        save(&mut self.store, self.comm, self.run.config(), &self.facts, state)?;
-        if let Some(view) = view {
-            let took = started.elapsed().as_secs_f64();
-            view.progress.say(&format!("saved a checkpoint of step {} in {took:.2} s", state.step));
+        if !saving {
+            self.saver.advance(self.comm, config)?;
         }
+        if begins {
+            self.saver.begin(self.comm, config, state)?;
+        }
+        self.stall += started.elapsed();
         Ok(())
+    }
+
+    /// A run that diverges, on all ranks alike, keeps the checkpoint that is being written.
+    fn keep_what_was_saved<T>(&mut self, error: anyhow::Error) -> anyhow::Result<T> {
+        if error.is::<NonFinite>() {
+            self.saver.finish(self.comm, self.run.config())?;
+        }
+        Err(error)
+    }
+
+    fn tell_of_save(&mut self, view: Option<&View>) {
+        if let (Some(saved), Some(view)) = (self.saver.take_saved(), view) {
+            let [stood, took] = [saved.timings.stage, saved.timings.total()].map(|time| time.as_secs_f64());
+            view.progress.say(&format!(
+                "saved a checkpoint of step {} in {took:.2} s, of which training stood still for {stood:.2} s",
+                saved.step
+            ));
+        }
     }
 
     fn validate(&mut self, state: &mut TrainState, view: Option<&mut View>) -> anyhow::Result<()> {
@@ -162,6 +200,11 @@ impl Steps<'_, '_> {
         if let Some(view) = view {
             view.progress.say(&format!("validation at step {step}: {report}"));
             view.validation.append(&report.of_step(step))?;
+            if let Some(name) = &run.config().checkpoint.monitor
+                && let Some(value) = report.figure(name)
+            {
+                self.saver.record_figure(step, name, value)?;
+            }
         }
         Ok(())
     }
