@@ -173,7 +173,7 @@ fn files_that_do_not_belong_there_are_ignored() {
 #[test]
 fn a_file_that_may_not_be_read_is_named() {
     let (_dir, store, newest) = run();
-    fs::set_permissions(shard(&newest, 1), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(shard(&newest, 1), fs::Permissions::from_mode(0o000)).unwrap();
     if fs::File::open(shard(&newest, 1)).is_ok() {
         eprintln!("skipped: the superuser may read every file");
         return;
