@@ -1,5 +1,7 @@
 //! A data set is a pure function from a row number to an example.
 
+use std::ops::Range;
+
 use crate::error::Result;
 
 /// One row, tokenised, before any token is dropped.
@@ -9,6 +11,19 @@ pub struct Example {
     pub prompt: Vec<u32>,
     /// Ids of the segment that tokens are dropped from.
     pub tokens: Vec<u32>,
+}
+
+/// A file that rows of a data set lie in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Its path or address.
+    pub path: String,
+    /// Its rows in the numbering of the data set; may be empty.
+    pub rows: Range<u64>,
+    /// A hash that changes when the file changes.
+    pub fingerprint: u128,
+    /// Whether its rows are texts (otherwise token ids).
+    pub is_text: bool,
 }
 
 /// The rows of one split, numbered `0..len()`. The same row always gives the same example.
@@ -27,6 +42,11 @@ pub trait Dataset: Send + Sync {
 
     /// Says that these rows are asked for soon, so that what is slow to fetch can be fetched meanwhile.
     fn read_ahead(&self, _rows: &[u64]) {}
+
+    /// The files that the rows lie in, in the order of the rows; none if the rows come from elsewhere.
+    fn files(&self) -> Vec<SourceFile> {
+        Vec::new()
+    }
 
     /// A hash that changes when the rows or the rules that make examples of them change.
     fn fingerprint(&self) -> &str;

@@ -18,6 +18,8 @@ mod parquet;
 mod permutation;
 mod plan;
 mod prefetch;
+mod prepare;
+mod progress;
 mod random;
 mod star;
 mod tokenizer;
@@ -26,7 +28,7 @@ pub use crate::{
     batch::{PackedBatch, PadSide, PromptBatch, pad_truncate},
     collate::Collator,
     config::{DataConfig, Detokenizer, SpecialTokenNames, StarConfig, StarKind, Task},
-    dataset::{Dataset, Example},
+    dataset::{Dataset, Example, SourceFile},
     detokenize::detokenize_lm1b,
     drop::{Drops, KeyedDrops, SampleKey},
     error::{Error, Result, RowAddress},
@@ -37,7 +39,12 @@ pub use crate::{
     parquet::{Columns, ParquetDataset, ParquetOptions, panic_becomes_error},
     permutation::Permutation,
     plan::BatchPlan,
+    prepare::{LengthRule, PrepareOptions, PrepareReport, prepare},
+    progress::{Amounts, Progress},
     random::{Purpose, keyed_rng, shuffle, uniform_below},
     star::{StarDataset, StarGraph, materialise},
-    tokenizer::{HuggingFaceTokenizer, NumbersTokenizer, SpecialTokens, Tokenizer},
+    tokenizer::{
+        HuggingFaceTokenizer, NumbersTokenizer, SpecialTokens, Tokenizer, TokenizerKind, TokenizerOptions,
+        train_tokenizer,
+    },
 };

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::Detokenizer,
-    dataset::{Dataset, Example},
+    dataset::{Dataset, Example, SourceFile},
     detokenize::detokenize_lm1b,
     error::{Error, Result, RowAddress},
     tokenizer::Tokenizer,
@@ -188,6 +188,21 @@ impl Dataset for ParquetDataset {
             _ => Vec::new(),
         };
         Ok(Some(Example { prompt, tokens: self.tokens(&decoded.tokens, place(&tokens.name))? }))
+    }
+
+    fn files(&self) -> Vec<SourceFile> {
+        let mut end = 0;
+        let source = |file: &FileIndex| {
+            let start = end;
+            end += file.rows.iter().sum::<u64>();
+            SourceFile {
+                path: file.path.display().to_string(),
+                rows: start..end,
+                fingerprint: file.fingerprint,
+                is_text: !file.columns.tokens.is_ids(),
+            }
+        };
+        self.files.iter().map(source).collect()
     }
 
     fn fingerprint(&self) -> &str {
