@@ -12,7 +12,7 @@ const TRIES: usize = 32;
 pub(super) struct Cutter {
     tokenizer: Arc<Tokenizer>,
     max_tokens: usize,
-    /// By id: whether its text begins with white space when other text is before it.
+    /// By id: whether its text is white space and a letter when other text is before it.
     begins_word: Vec<bool>,
 }
 
@@ -23,7 +23,8 @@ impl Cutter {
         let length = tokenizer.decode(&before, false).len();
         let begins_word = |id: u32| {
             let text = tokenizer.decode(&[&before[..], &[id]].concat(), false);
-            text.get(length..).is_some_and(|text| text.starts_with(char::is_whitespace))
+            let mut text = text.get(length..).unwrap_or_default().chars();
+            text.next().is_some_and(char::is_whitespace) && text.next().is_some_and(char::is_alphabetic)
         };
         let begins_word = (0..tokenizer.vocab_size() as u32).map(begins_word).collect();
         Ok(Self { tokenizer: tokenizer.clone(), max_tokens: max_tokens.max(1), begins_word })
@@ -78,7 +79,7 @@ mod tests {
     fn cuts_lie_before_words() {
         assert_eq!(texts("gpt2", 4, "so it was, unbelievably"), ["so it was,", " unbelievably"]);
         assert_eq!(
-            texts("bert-base-uncased", 4, "so it was so unbelievably late"),
+            texts("bert-base-uncased", 6, "so it was so unbelievably late"),
             ["so it was so", "unbelievably late"]
         );
     }

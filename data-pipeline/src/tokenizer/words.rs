@@ -16,18 +16,19 @@ const MAX_WORD_BYTES: usize = 64;
 /// Words a thread remembers (some 10 MB); it then starts over, so that it follows the text.
 const MAX_WORDS: usize = 1 << 17;
 
-/// The text in words: a word begins with the white space before it. Joined they are the text.
+/// The text in words and marks: a word begins with the white space before it. Joined they are the text.
 ///
-/// A cut lies before a space, tab or line end behind a letter, digit or ASCII sign. No pattern of the tokenizers that
-/// [`is_local`] allows reaches over such a place, and they look ahead only inside white space.
+/// No pattern of the tokenizers that [`is_local`] allows reaches over one of these cuts, and they look ahead only inside
+/// white space.
 pub(crate) fn words(text: &str) -> impl Iterator<Item = &str> {
     let bytes = text.as_bytes();
     let is_cut = move |at: usize| {
-        matches!(bytes[at], b' ' | b'\n' | b'\t' | b'\r')
-            && match bytes[at - 1] {
-                before @ 0..=0x7f => before.is_ascii_graphic(),
-                _ => text[..at].chars().next_back().is_some_and(char::is_alphanumeric),
-            }
+        let before = bytes[at - 1];
+        match bytes[at] {
+            b' ' | b'\n' | b'\t' | b'\r' if before.is_ascii() => before.is_ascii_graphic(),
+            b' ' | b'\n' | b'\t' | b'\r' => text[..at].chars().next_back().is_some_and(char::is_alphanumeric),
+            mark => is_mark(mark) && before.is_ascii_alphanumeric(),
+        }
     };
     let mut start = 0;
     std::iter::from_fn(move || {
@@ -38,6 +39,11 @@ pub(crate) fn words(text: &str) -> impl Iterator<Item = &str> {
             word
         })
     })
+}
+
+/// Marks behind a word, which would otherwise make another word of it.
+fn is_mark(byte: u8) -> bool {
+    matches!(byte, b',' | b'.' | b';' | b':' | b'!' | b'?' | b')' | b'"')
 }
 
 /// Whether the ids of a text are the ids of its [`words`] one after the other. Known of BERT's tokenizers and of GPT-2's; all
@@ -61,7 +67,8 @@ pub(super) fn is_local(json: &Json) -> bool {
     json.get_added_tokens_decoder().values().all(|token| {
         let reaches_out = token.lstrip || token.rstrip || token.single_word;
         // Without a normalizer nothing is normalised, whatever the token says.
-        !reaches_out && !(bert && token.normalized) && !token.content.contains(char::is_whitespace)
+        let is_cut = token.content.contains(char::is_whitespace) || token.content.bytes().any(is_mark);
+        !reaches_out && !is_cut && !(bert && token.normalized)
     })
 }
 
@@ -114,10 +121,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_begins_with_its_white_space() {
+    fn a_word_begins_with_its_white_space_and_ends_before_a_mark() {
         let split = |text| words(text).collect::<Vec<_>>();
-        assert_eq!(split("It 's  so,\n\nold café ."), ["It", " 's", "  so,", "\n\nold", " café", " ."]);
+        assert_eq!(split("It 's  so,\n\nold café ."), ["It", " 's", "  so", ",", "\n\nold", " café", " ."]);
         assert_eq!(split(" \t a"), [" \t a"]);
+        assert_eq!(split("1,000.5 é. x?!"), ["1", ",000", ".5", " é.", " x", "?!"]);
         assert_eq!(
             split("a\u{a0} b\u{301} c"),
             ["a\u{a0} b\u{301} c"],
