@@ -64,11 +64,11 @@ pub(super) fn is_local(json: &Json) -> bool {
         ) if model.dropout.is_none() => false,
         _ => return false,
     };
+    // Without a normalizer nothing is normalised, whatever a token says.
     json.get_added_tokens_decoder().values().all(|token| {
-        let reaches_out = token.lstrip || token.rstrip || token.single_word;
-        // Without a normalizer nothing is normalised, whatever the token says.
+        let reaches_out = token.lstrip || token.rstrip || token.single_word || (bert && token.normalized);
         let is_cut = token.content.contains(char::is_whitespace) || token.content.bytes().any(is_mark);
-        !reaches_out && !is_cut && !(bert && token.normalized)
+        !(reaches_out || is_cut)
     })
 }
 
