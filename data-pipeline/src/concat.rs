@@ -5,7 +5,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
-    dataset::{Dataset, Example, Part},
+    dataset::{DataFile, Dataset, Example, Part},
     error::{Error, Result},
     manifest::DatasetManifest,
 };
@@ -85,6 +85,18 @@ impl Dataset for Concat {
         for (source, rows) in self.sources.iter().zip(&of_source).filter(|(_, rows)| !rows.is_empty()) {
             source.read_ahead(rows);
         }
+    }
+
+    fn files(&self) -> Vec<DataFile> {
+        let shifted = |(source, start): (&Arc<dyn Dataset>, &u64)| {
+            let start = *start;
+            let shift = move |file: DataFile| DataFile {
+                rows: file.rows.start + start..file.rows.end + start,
+                ..file
+            };
+            source.files().into_iter().map(shift).collect::<Vec<_>>()
+        };
+        self.sources.iter().zip(&self.starts).flat_map(shifted).collect()
     }
 
     fn manifest(&self) -> DatasetManifest {

@@ -24,6 +24,19 @@ pub struct Part {
     pub weight: f64,
 }
 
+/// A file that rows of a data set lie in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataFile {
+    /// Its path or address.
+    pub path: String,
+    /// Its rows in the numbering of the data set; may be empty.
+    pub rows: Range<u64>,
+    /// A hash that changes when the file changes.
+    pub fingerprint: u128,
+    /// Whether its rows are texts (otherwise token ids).
+    pub is_text: bool,
+}
+
 /// The rows of one split, numbered `0..len()`. The same row always gives the same example.
 pub trait Dataset: Send + Sync {
     /// Number of rows; at least one.
@@ -49,6 +62,11 @@ pub trait Dataset: Send + Sync {
     /// How many different rows have been skipped so far because they or their files are bad.
     fn skipped(&self) -> u64 {
         0
+    }
+
+    /// The files that the rows lie in, in the order of the rows; none if the rows come from elsewhere.
+    fn files(&self) -> Vec<DataFile> {
+        Vec::new()
     }
 
     /// A hash that changes when the rows or the rules that make examples of them change.

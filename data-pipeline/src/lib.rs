@@ -24,6 +24,8 @@ mod permutation;
 mod plan;
 mod pool;
 mod prefetch;
+mod prepare;
+mod progress;
 mod prompts;
 mod random;
 mod read_ahead;
@@ -39,7 +41,7 @@ pub use crate::{
     concat::Concat,
     config::{DataConfig, Detokenizer, MixtureEntry, OnBad, SpecialTokenNames, StarConfig, StarKind, Task},
     cut::MicroBatchLimit,
-    dataset::{Dataset, Example, Part},
+    dataset::{DataFile, Dataset, Example, Part},
     dense::{PadSide, pad_truncate},
     describe::{DescribeOptions, describe_batch},
     detokenize::detokenize_lm1b,
@@ -54,11 +56,16 @@ pub use crate::{
     permutation::Permutation,
     plan::BatchPlan,
     pool::{BatchPool, HostMemory, HostSlab, PlainMemory},
+    prepare::{LengthRule, PrepareOptions, PrepareReport, prepare},
+    progress::{Amounts, Progress},
     prompts::PromptBatch,
     random::{Purpose, keyed_rng, shuffle, uniform_below},
     schedule::{Schedule, Steps},
     source::{Location, Sources, StoreConfig},
     spans::SpanDrops,
     star::{StarDataset, StarGraph, materialise},
-    tokenizer::{HuggingFaceTokenizer, NumbersTokenizer, SpecialTokens, Tokenizer},
+    tokenizer::{
+        HuggingFaceTokenizer, NumbersTokenizer, SpecialTokens, Tokenizer, TokenizerKind, TokenizerOptions,
+        train_tokenizer,
+    },
 };

@@ -9,6 +9,7 @@ mod generation;
 mod golden_coverage;
 mod interface;
 mod launcher;
+mod prepare;
 mod program;
 mod resume;
 mod slurm;

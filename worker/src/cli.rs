@@ -44,8 +44,10 @@ pub enum Command {
     Experiments(ConfigDirArgs),
     /// Prints every resolved value of an experiment with its origin.
     Config(ExperimentArgs),
-    /// Writes the generated graphs of a star experiment as Parquet.
+    /// Writes the data of an experiment as Parquet files of token ids: texts tokenised, graphs generated.
     Prepare(PrepareArgs),
+    /// Trains a tokenizer on the texts of data.train.
+    TrainTokenizer(TrainTokenizerArgs),
 }
 
 /// Where group files are looked for.
@@ -229,12 +231,83 @@ pub enum SplitArg {
 /// `ilm-worker prepare`.
 #[derive(Debug, Args)]
 pub struct PrepareArgs {
-    /// Whose graphs.
+    /// Whose data.
     #[command(flatten)]
     pub experiment: ExperimentArgs,
-    /// Folder to write `train-*`, `validation-*` and `test-*` files into.
+    /// Folder to write `train-*`, `validation-*` and `test-*` files into; what an earlier start finished there is kept.
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
+    /// The settings for texts.
+    #[command(flatten)]
+    pub text: PrepareTextArgs,
+}
+
+/// What `ilm-worker prepare` does with texts.
+#[derive(Debug, Args)]
+pub struct PrepareTextArgs {
+    /// Only this split [default: all that are configured].
+    #[arg(long, value_enum)]
+    pub split: Option<PrepareSplitArg>,
+    /// What becomes of texts that are too long for block_size [default: keep].
+    #[arg(long, value_enum)]
+    pub rule: Option<RuleArg>,
+    /// Rows of a row group [default: 1000].
+    #[arg(long, value_name = "N")]
+    pub row_group_rows: Option<usize>,
+    /// Files that are worked on at the same time [default: the processors].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// A split that is prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrepareSplitArg {
+    /// The training split.
+    Train,
+    /// The validation split.
+    Validation,
+    /// The test split.
+    Test,
+}
+
+/// What becomes of long texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RuleArg {
+    /// They are kept whole; training cuts off what is behind the block.
+    Keep,
+    /// Those of more than block_size tokens are left out.
+    Split,
+    /// They are cut into pieces of at most block_size - 2 tokens.
+    Cut,
+}
+
+/// `ilm-worker train-tokenizer`.
+#[derive(Debug, Args)]
+pub struct TrainTokenizerArgs {
+    /// Whose texts and special tokens.
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
+    /// What tokens are.
+    #[arg(long, value_enum, default_value = "bpe")]
+    pub kind: TokenizerKindArg,
+    /// Number of tokens, special ones included.
+    #[arg(long, value_name = "N", default_value_t = 8000)]
+    pub vocab_size: usize,
+    /// File to write.
+    #[arg(long, value_name = "FILE", default_value = "tokenizer.json")]
+    pub output: PathBuf,
+    /// Files that are read at the same time [default: the processors].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// What the tokens of a trained tokenizer are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TokenizerKindArg {
+    /// Byte pairs as GPT-2's; every text comes back exactly.
+    Bpe,
+    /// Lower-case word pieces as BERT's.
+    Wordpiece,
 }
 
 /// Parses the arguments; `train` is put in where no command is named.

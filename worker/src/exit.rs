@@ -22,7 +22,7 @@ pub const CHECKPOINT: i32 = 4;
 pub const COMMUNICATION: i32 = 5;
 /// The loss or the gradient is not a finite number.
 pub const NON_FINITE: i32 = 6;
-/// Told to stop, and stopped after saving a checkpoint: starting again goes on from there.
+/// Told to stop, and stopped after saving what is done: starting again goes on from there.
 pub const PREEMPTED: i32 = 75;
 /// A bug of this program.
 pub const PANIC: i32 = 101;

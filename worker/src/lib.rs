@@ -43,6 +43,7 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
         Command::Experiments(args) => jobs::experiments(args),
         Command::Config(args) => jobs::show_config(args),
         Command::Prepare(args) => jobs::prepare(args),
+        Command::TrainTokenizer(args) => jobs::train_tokenizer(args),
     };
     result.unwrap_or_else(|error| {
         let launch = comm::LaunchEnv::detect();

@@ -29,6 +29,11 @@ pub fn set_threads(threads: usize) {
         .build_global();
 }
 
+/// Processors that this process may run on.
+pub fn processors() -> usize {
+    Binding::of_this_process().processors.len().max(1)
+}
+
 /// The host and the processors that a process may run on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Binding {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::{Detokenizer, OnBad},
-    dataset::{Dataset, Example},
+    dataset::{DataFile, Dataset, Example},
     detokenize::detokenize_lm1b,
     error::{Error, Result, RowAddress},
     manifest::{DatasetManifest, FileSummary},
@@ -211,6 +211,21 @@ impl Dataset for ParquetDataset {
             rows.iter().filter(|&&row| row < self.len).map(|&row| self.group_of(row)).collect();
         groups.dedup();
         self.groups.read_ahead(groups.into_iter());
+    }
+
+    fn files(&self) -> Vec<DataFile> {
+        let mut end = 0;
+        let source = |file: &FileIndex| {
+            let start = end;
+            end += file.rows.iter().sum::<u64>();
+            DataFile {
+                path: file.path.display().to_string(),
+                rows: start..end,
+                fingerprint: file.fingerprint,
+                is_text: !file.columns.tokens.is_ids(),
+            }
+        };
+        self.groups.files().iter().map(source).collect()
     }
 
     fn fingerprint(&self) -> &str {

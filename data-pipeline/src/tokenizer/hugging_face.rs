@@ -5,7 +5,10 @@ use std::{collections::HashSet, path::Path};
 use tokenizers::{AddedToken, Tokenizer as Json};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::SpecialTokens;
+use super::{
+    SpecialTokens,
+    words::{WordMemo, is_local},
+};
 use crate::{
     config::SpecialTokenNames,
     error::{Error, Result},
@@ -15,6 +18,8 @@ use crate::{
 #[derive(Debug)]
 pub struct HuggingFaceTokenizer {
     json: Json,
+    /// None for a tokenizer that must see a text as a whole.
+    words: Option<WordMemo>,
     special: SpecialTokens,
     vocab_size: usize,
     fingerprint: String,
@@ -63,7 +68,8 @@ impl HuggingFaceTokenizer {
             unk: id(&names.unk)?,
         };
         let vocab_size = json.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        Ok(Self { json, special, vocab_size, fingerprint: fingerprint(&bytes, &special) })
+        let words = is_local(&json).then(WordMemo::default);
+        Ok(Self { json, words, special, vocab_size, fingerprint: fingerprint(&bytes, &special) })
     }
 
     /// One more than the highest id.
@@ -81,6 +87,14 @@ impl HuggingFaceTokenizer {
     /// # Errors
     /// [`Error::Encode`] with the library's reason.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.words {
+            Some(words) => words.encode(text, |word| self.encode_whole(word)),
+            None => self.encode_whole(text),
+        }
+    }
+
+    /// As [`encode`](Self::encode), without the words that are known already.
+    fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
         let encoding =
             self.json.encode_fast(text, false).map_err(|error| Error::Encode(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
@@ -189,6 +203,55 @@ mod tests {
         assert_eq!(tokenizer.vocab_size(), 50_263);
         let text = "A naïve test, \n\n twice.";
         assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap(), true), text);
+    }
+
+    #[test]
+    fn words_are_encoded_as_in_the_whole_text() {
+        let texts = [
+            "It 's  so,\n\nold café .  \n",
+            "  two [SEP] x<|endoftext|> y <|endoftext|>z  <|endoftext|> [ CLS ] [MASK]s",
+            "don't 'twas 12,345.67 \u{a0} x\u{85} y\u{200b} z\u{180e} é\u{301} \u{301}a",
+            "\u{4e2d}\u{6587} \u{3042}\u{3000}b \u{1f600} \u{fffd} \u{0} c\u{0} \tΣΑΣ ΟΔΟΣ İstanbul ﬁ",
+            "a\r\nb\r\n\r\nc\t\td \u{2028}e",
+            "a.\u{301}b \u{915}\u{93f}. c.) d.\" (e) f's. g'. 1.5,3",
+            "",
+        ];
+        for (name, names) in [("gpt2", gpt2_names()), ("bert-base-uncased", SpecialTokenNames::default())] {
+            let tokenizer = HuggingFaceTokenizer::open(&path(name), &names).unwrap();
+            assert!(tokenizer.words.is_some());
+            for text in texts.iter().chain(&texts) {
+                assert_eq!(
+                    tokenizer.encode(text).unwrap(),
+                    tokenizer.encode_whole(text).unwrap(),
+                    "{text:?}"
+                );
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_encoded_as_a_whole(text in "([ \\n\\t\\r]|\\PC|[a-z']|'s|[a-z][,.;:!?)\"]|\\.|\\[SEP\\]|<\\|endoftext\\|>|.){0,40}") {
+            static BOTH: std::sync::LazyLock<[HuggingFaceTokenizer; 2]> = std::sync::LazyLock::new(|| [
+                HuggingFaceTokenizer::open(&path("gpt2"), &gpt2_names()).unwrap(),
+                HuggingFaceTokenizer::open(&path("bert-base-uncased"), &SpecialTokenNames::default()).unwrap(),
+            ]);
+            for tokenizer in BOTH.iter() {
+                proptest::prop_assert_eq!(tokenizer.encode(&text).unwrap(), tokenizer.encode_whole(&text).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn tokens_that_reach_over_spaces_are_looked_for_in_whole_texts() {
+        let mut json = Json::from_file(path("gpt2")).unwrap();
+        assert!(is_local(&json));
+        json.add_special_tokens([AddedToken::from("<gap>", true).rstrip(true)]).unwrap();
+        assert!(!is_local(&json));
+        let mut json = Json::from_file(path("bert-base-uncased")).unwrap();
+        assert!(is_local(&json));
+        json.add_tokens([AddedToken::from("new york", false)]).unwrap();
+        assert!(!is_local(&json));
     }
 
     #[test]

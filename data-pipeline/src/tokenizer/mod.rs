@@ -1,13 +1,20 @@
 //! Texts to ids and back, with every special role filled.
 
+mod bytes;
 mod hugging_face;
+mod merges;
 mod numbers;
+mod train;
+mod words;
 
 use std::path::Path;
+
+use rayon::prelude::*;
 
 pub use hugging_face::HuggingFaceTokenizer;
 pub(crate) use numbers::FIRST_NUMBER;
 pub use numbers::NumbersTokenizer;
+pub use train::{TokenizerKind, TokenizerOptions, train_tokenizer};
 
 use crate::{config::SpecialTokenNames, error::Result};
 
@@ -37,6 +44,8 @@ pub enum Tokenizer {
     Numbers(NumbersTokenizer),
     /// A `tokenizer.json`.
     HuggingFace(Box<HuggingFaceTokenizer>),
+    /// The bytes of a text.
+    Bytes,
 }
 
 impl Tokenizer {
@@ -58,6 +67,7 @@ impl Tokenizer {
         match self {
             Self::Numbers(tokenizer) => tokenizer.vocab_size(),
             Self::HuggingFace(tokenizer) => tokenizer.vocab_size(),
+            Self::Bytes => bytes::VOCAB_SIZE,
         }
     }
 
@@ -66,6 +76,7 @@ impl Tokenizer {
         match self {
             Self::Numbers(_) => &numbers::SPECIAL,
             Self::HuggingFace(tokenizer) => tokenizer.special(),
+            Self::Bytes => &bytes::SPECIAL,
         }
     }
 
@@ -77,7 +88,13 @@ impl Tokenizer {
         match self {
             Self::Numbers(tokenizer) => tokenizer.encode(text),
             Self::HuggingFace(tokenizer) => tokenizer.encode(text),
+            Self::Bytes => Ok(bytes::encode(text)),
         }
+    }
+
+    /// [`encode`](Self::encode) for many texts, spread over the rayon pool that this runs in; one result a text.
+    pub fn encode_batch(&self, texts: &[&str]) -> Vec<Result<Vec<u32>>> {
+        texts.par_iter().map(|text| self.encode(text)).collect()
     }
 
     /// The text of ids, with or without special tokens; ids outside the vocabulary are left out.
@@ -85,6 +102,7 @@ impl Tokenizer {
         match self {
             Self::Numbers(tokenizer) => tokenizer.decode(ids, skip_special),
             Self::HuggingFace(tokenizer) => tokenizer.decode(ids, skip_special),
+            Self::Bytes => bytes::decode(ids),
         }
     }
 
@@ -93,6 +111,10 @@ impl Tokenizer {
         match self {
             Self::Numbers(tokenizer) => tokenizer.id(token).ok(),
             Self::HuggingFace(tokenizer) => tokenizer.token_to_id(token),
+            Self::Bytes => match token.as_bytes() {
+                [byte] => Some(u32::from(*byte)),
+                _ => None,
+            },
         }
     }
 
@@ -101,6 +123,7 @@ impl Tokenizer {
         match self {
             Self::Numbers(tokenizer) => format!("numbers-{}", tokenizer.vocab_size()),
             Self::HuggingFace(tokenizer) => tokenizer.fingerprint().to_owned(),
+            Self::Bytes => "bytes".to_owned(),
         }
     }
 }

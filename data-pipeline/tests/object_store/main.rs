@@ -13,7 +13,7 @@ mod server;
 use std::{path::Path, sync::Arc};
 
 use data_pipeline::{
-    Columns, Dataset, Detokenizer, Error, Example, Location, ParquetDataset, ParquetOptions, Sources,
+    Columns, Dataset, Detokenizer, Error, Example, Location, OnBad, ParquetDataset, ParquetOptions, Sources,
     StoreConfig, Tokenizer,
 };
 
@@ -52,6 +52,8 @@ fn open(sources: &Sources, location: &Location, index: Option<&Path>) -> Result<
         detokenizer: Detokenizer::None,
         max_tokens: None,
         memory: 64 << 20,
+        on_bad_row: OnBad::Error,
+        on_bad_file: OnBad::Error,
     };
     ParquetDataset::open_from(sources, location, index, &Arc::new(Tokenizer::numbers(60_000)), options)
 }

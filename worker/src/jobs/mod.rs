@@ -9,6 +9,7 @@ mod list;
 mod offline;
 mod prepare;
 mod train;
+mod train_tokenizer;
 
 pub use self::checkpoints::checkpoints;
 pub use self::evaluate::evaluate;
@@ -18,3 +19,4 @@ pub use self::import::import;
 pub use self::list::{experiments, show_config};
 pub use self::prepare::prepare;
 pub use self::train::train;
+pub use self::train_tokenizer::train_tokenizer;

@@ -1,28 +1,96 @@
-//! `ilm-worker prepare`: generated graphs as Parquet files.
+//! `ilm-worker prepare`: the data of an experiment as Parquet files of token ids.
 
 use anyhow::bail;
-use data_pipeline::{Task, materialise};
+use data_pipeline::{
+    LengthRule, PrepareOptions, PrepareReport, Split, Task, materialise, prepare as prepare_text,
+};
 
-use crate::cli::PrepareArgs;
+use crate::cli::{PrepareArgs, PrepareSplitArg, PrepareTextArgs, RuleArg};
+use crate::config::{self, Experiment};
+use crate::exit;
 use crate::say;
-use crate::{config, exit};
+use crate::signals::StopRequest;
+use crate::telemetry::JobProgress;
+use crate::threads::processors;
 
-/// Writes all splits of a star experiment into the output folder.
+/// Writes the splits into the output folder; the result is the exit code.
 ///
 /// # Errors
-/// If the experiment has nothing to generate, or the disk refuses.
+/// If the experiment has nothing to prepare, its data cannot be read, or the disk refuses.
 pub fn prepare(args: &PrepareArgs) -> anyhow::Result<i32> {
     let named = &args.experiment;
     let resolved = config::load(&named.experiment, &named.overrides, named.config_dir.config_dir.as_deref())?;
     let config = &resolved.experiment;
-    if config.data.task != Task::Star {
-        bail!(
-            "experiment '{}' reads text, which is tokenised while training; only star experiments are prepared",
-            named.experiment
-        );
+    config.data.validate()?;
+    match config.data.task {
+        Task::Star => graphs(config, args),
+        Task::Text => texts(config, args),
+    }
+}
+
+fn graphs(config: &Experiment, args: &PrepareArgs) -> anyhow::Result<i32> {
+    let PrepareTextArgs { split, rule, row_group_rows, threads } = args.text;
+    if split.is_some() || rule.is_some() || row_group_rows.is_some() || threads.is_some() {
+        bail!("--split, --rule, --row-group-rows and --threads are for texts; leave them out for graphs");
     }
     for file in materialise(&config.data.star, config.seed, &args.output)? {
         say!("{}", file.display());
     }
     Ok(exit::OK)
+}
+
+fn texts(config: &Experiment, args: &PrepareArgs) -> anyhow::Result<i32> {
+    let progress = JobProgress::new(StopRequest::install()?);
+    let options = PrepareOptions {
+        output: args.output.clone(),
+        rule: match args.text.rule.unwrap_or(RuleArg::Keep) {
+            RuleArg::Keep => LengthRule::Keep,
+            RuleArg::Split => LengthRule::Split(config.block_size),
+            // CLS and BOS take a place each.
+            RuleArg::Cut => LengthRule::Cut(config.block_size.saturating_sub(2)),
+        },
+        row_group_rows: args.text.row_group_rows.unwrap_or(1000),
+        threads: args.text.threads.unwrap_or_else(processors),
+    };
+    let splits = match args.text.split {
+        Some(PrepareSplitArg::Train) => vec![Split::Train],
+        Some(PrepareSplitArg::Validation) => vec![Split::Validation],
+        Some(PrepareSplitArg::Test) => vec![Split::Test],
+        None => Split::ALL.into_iter().filter(|&split| config.data.location(split).is_some()).collect(),
+    };
+    if splits.is_empty() {
+        bail!("none of data.train, data.validation and data.test is set; give data.train=PATH");
+    }
+    for split in splits {
+        let report = prepare_text(&config.data, split, &options, &progress)?;
+        progress.finish();
+        say!("{}: {}", split.name(), summary(&report));
+        if report.stopped {
+            say!("stopped by a signal; start again to go on");
+            return Ok(exit::PREEMPTED);
+        }
+    }
+    say!("written to {}", args.output.display());
+    Ok(exit::OK)
+}
+
+/// A report in words; what did not happen is not told.
+fn summary(report: &PrepareReport) -> String {
+    let mut parts = vec![format!(
+        "{} files, {} rows, {} tokens, {:.1} MB",
+        report.files,
+        report.rows_written,
+        report.tokens,
+        report.bytes as f64 / 1e6
+    )];
+    for (count, what) in [
+        (report.finished_before, "files were finished before"),
+        (report.long_rows, "rows were too long"),
+        (report.bad_rows, "bad rows were left out"),
+    ] {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    parts.join("; ")
 }

@@ -1,10 +1,12 @@
 //! What a person and a plotting tool see of a run.
 
 mod banner;
+mod job_progress;
 mod progress;
 mod record;
 
 pub use self::banner::Banner;
+pub use self::job_progress::JobProgress;
 pub use self::progress::Progress;
 pub use self::record::StepRecord;
 

@@ -1,0 +1,107 @@
+//! `prepare.json` says what the shards of a folder were made of, so that a job goes on only with its own.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The content of `prepare.json`: what every split of the folder was made of.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    splits: BTreeMap<String, Recipe>,
+}
+
+/// What the shards of a split are made of: names and values of settings, in the order in which a difference is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Recipe {
+    pub settings: Vec<(String, String)>,
+    /// Name and fingerprint of every input file; its place is the number of its shard.
+    pub inputs: Vec<(String, String)>,
+}
+
+impl Manifest {
+    fn path(dir: &Path) -> PathBuf {
+        dir.join("prepare.json")
+    }
+
+    fn read(dir: &Path) -> Result<Self> {
+        let path = Self::path(dir);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(Error::Io { action: "read", path, source }),
+        };
+        serde_json::from_slice(&bytes).map_err(|error| {
+            Error::Setting(format!(
+                "'{}' does not say what the shards beside it are ({error}); use another output folder",
+                path.display()
+            ))
+        })
+    }
+
+    /// Enters a split into the folder's manifest, or finds that it is there already, made of the same.
+    pub fn enter(dir: &Path, split: &str, recipe: &Recipe) -> Result<()> {
+        fs::create_dir_all(dir).map_err(|source| Error::Io {
+            action: "create",
+            path: dir.to_owned(),
+            source,
+        })?;
+        let mut manifest = Self::read(dir)?;
+        match manifest.splits.get(split) {
+            Some(earlier) if earlier == recipe => return Ok(()),
+            Some(earlier) => return Err(differs(dir, split, earlier, recipe)),
+            None => {}
+        }
+        refuse_strangers(dir, split)?;
+        manifest.splits.insert(split.to_owned(), recipe.clone());
+        let text = serde_json::to_string_pretty(&manifest).unwrap_or_default();
+        replace_file(&Self::path(dir), text.as_bytes())
+    }
+}
+
+/// Shards that no manifest speaks of would be read along with the new ones.
+fn refuse_strangers(dir: &Path, split: &str) -> Result<()> {
+    let unreadable = |source| Error::Io { action: "read", path: dir.to_owned(), source };
+    for entry in fs::read_dir(dir).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(&format!("{split}-")) && name.ends_with(".parquet") {
+            return Err(Error::Setting(format!(
+                "'{}' was not made by this job; use another output folder or take the file away",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn differs(dir: &Path, split: &str, earlier: &Recipe, now: &Recipe) -> Error {
+    let pairs = |recipe: &Recipe| [recipe.settings.clone(), recipe.inputs.clone()].concat();
+    let (earlier, now) = (pairs(earlier), pairs(now));
+    let difference = earlier.iter().zip(&now).find(|(before, now)| before != now);
+    let difference = match difference {
+        Some((before, now)) if before.0 == now.0 => {
+            format!("{} = {}, and now it is {}", before.0, before.1, now.1)
+        }
+        _ => "other input files".to_owned(),
+    };
+    Error::Setting(format!(
+        "the {split} shards in '{}' were made with {difference}; use another output folder",
+        dir.display()
+    ))
+}
+
+/// Writes a file so that a reader sees the old or the new one, never a part.
+pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
+    let partial = path.with_extension("partial");
+    let written = fs::File::create(&partial)
+        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&partial, path));
+    written.map_err(|source| Error::Io { action: "write", path: path.to_owned(), source })
+}

@@ -1,0 +1,277 @@
+//! Token shards: the same examples as from text, the same bytes from any number of threads and starts.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arrow::{
+    array::{Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray},
+    datatypes::{DataType, Field, Schema},
+};
+use data_pipeline::{
+    Amounts, DataConfig, Detokenizer, Error, LengthRule, PrepareOptions, PrepareReport, Progress,
+    SpecialTokenNames, Split, Tokenizer, prepare,
+};
+use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
+
+fn set(name: &str) -> String {
+    test_support::data_dir().join(name).to_str().unwrap().to_owned()
+}
+
+fn lm1b() -> DataConfig {
+    DataConfig {
+        train: Some(set("lm1b-mini/train-*").into()),
+        tokenizer: Some(set("tokenizers/bert-base-uncased/tokenizer.json").into()),
+        detokenizer: Detokenizer::Lm1b,
+        max_tokens: Some(128),
+        ..DataConfig::default()
+    }
+}
+
+fn gpt2(train: String) -> DataConfig {
+    let special_tokens = SpecialTokenNames { eos: "<|endoftext|>".into(), ..SpecialTokenNames::default() };
+    let tokenizer = Some(set("tokenizers/gpt2/tokenizer.json").into());
+    DataConfig { train: Some(train.into()), tokenizer, special_tokens, ..DataConfig::default() }
+}
+
+fn options(output: &Path, rule: LengthRule, threads: usize) -> PrepareOptions {
+    PrepareOptions { output: output.into(), rule, row_group_rows: 500, threads }
+}
+
+fn run(config: &DataConfig, output: &Path, rule: LengthRule, threads: usize) -> PrepareReport {
+    prepare(config, Split::Train, &options(output, rule, threads), &()).unwrap()
+}
+
+fn refusal(config: &DataConfig, output: &Path, rule: LengthRule) -> String {
+    let error = prepare(config, Split::Train, &options(output, rule, 1), &()).unwrap_err();
+    assert!(error.is_config(), "{error}");
+    error.to_string()
+}
+
+/// Name and content of the files of a folder.
+fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entry = |entry: std::io::Result<fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())
+    };
+    fs::read_dir(dir).unwrap().map(entry).collect()
+}
+
+fn examples(config: &DataConfig) -> (Arc<Tokenizer>, Vec<Vec<u32>>) {
+    let tokenizer = Arc::new(config.open_tokenizer().unwrap());
+    let dataset = config.open_split(Split::Train, &tokenizer, 1).unwrap();
+    let tokens = |row| dataset.example(row).unwrap().unwrap().tokens;
+    (tokenizer, (0..dataset.len()).map(tokens).collect())
+}
+
+fn prepared(config: &DataConfig, output: &Path) -> DataConfig {
+    DataConfig { train: Some(format!("{}/train-*.parquet", output.display()).into()), ..config.clone() }
+}
+
+#[test]
+fn sentences_read_back_as_from_text_and_threads_change_no_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    let report = run(&lm1b(), &one, LengthRule::Keep, 1);
+    assert_eq!(run(&lm1b(), &two, LengthRule::Keep, 2), report);
+    assert_eq!(content(&one), content(&two));
+    let names: Vec<String> = content(&one).into_keys().collect();
+    assert_eq!(names, ["prepare.json", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]);
+
+    let (_, direct) = examples(&lm1b());
+    assert_eq!(examples(&prepared(&lm1b(), &one)).1, direct);
+    assert_eq!((report.files, report.rows_read), (2, direct.len() as u64));
+    assert_eq!(report.tokens, direct.iter().map(|ids| ids.len() as u64).sum::<u64>());
+    assert!(direct.iter().all(|ids| ids.len() <= 128));
+
+    let file = File::open(one.join("train-00000-of-00002.parquet")).unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let metadata = reader.metadata();
+    assert!(metadata.row_groups().iter().rev().skip(1).all(|group| group.num_rows() == 500));
+    assert!(metadata.row_group(0).column(0).dictionary_page_offset().is_some());
+    let column = &reader.schema().fields()[0];
+    assert!(!column.is_nullable());
+    let DataType::List(element) = column.data_type() else { panic!("{column}") };
+    assert_eq!((element.data_type(), element.is_nullable()), (&DataType::Int32, false));
+}
+
+#[test]
+fn split_leaves_long_documents_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = gpt2(set("owt-gpt2-1024-split-mini/train-*"));
+    let report = run(&config, dir.path(), LengthRule::Split(600), 2);
+    let (_, mut direct) = examples(&config);
+    assert_eq!(report.rows_read, direct.len() as u64);
+    direct.retain(|ids| ids.len() <= 600);
+    assert_eq!(report.long_rows, report.rows_read - direct.len() as u64);
+    assert!(report.long_rows > 0 && !direct.is_empty());
+    assert_eq!(examples(&prepared(&config, dir.path())).1, direct);
+}
+
+/// The documents of a set of pieces, put together again.
+fn documents(pieces: &[(i64, i32, Vec<u32>)], tokenizer: &Tokenizer) -> Vec<String> {
+    let mut documents: Vec<(i64, Vec<u32>)> = Vec::new();
+    for (document, _, ids) in pieces {
+        match documents.last_mut() {
+            Some((last, all)) if last == document => all.extend(ids),
+            _ => documents.push((*document, ids.clone())),
+        }
+    }
+    documents.into_iter().map(|(_, ids)| tokenizer.decode(&ids, false)).collect()
+}
+
+/// A column of a batch.
+fn column<'a, T: 'static>(batch: &'a RecordBatch, name: &str) -> &'a T {
+    batch.column_by_name(name).unwrap().as_any().downcast_ref::<T>().unwrap()
+}
+
+/// The rows of a file of pieces: document, chunk, ids.
+fn pieces(path: &Path) -> Vec<(i64, i32, Vec<u32>)> {
+    let reader =
+        ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).unwrap().build().unwrap();
+    let mut rows = Vec::new();
+    for batch in reader {
+        let batch = batch.unwrap();
+        let (documents, chunks) =
+            (column::<Int64Array>(&batch, "doc_id"), column::<Int32Array>(&batch, "chunk"));
+        for row in 0..batch.num_rows() {
+            let ids = column::<ListArray>(&batch, "token_ids").value(row);
+            let ids = ids.as_any().downcast_ref::<Int32Array>().unwrap().values();
+            rows.push((documents.value(row), chunks.value(row), ids.iter().map(|&id| id as u32).collect()));
+        }
+    }
+    rows
+}
+
+fn write_texts(path: &Path, texts: &[String]) {
+    let schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]));
+    let texts = Arc::new(StringArray::from(texts.to_vec()));
+    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), schema.clone(), None).unwrap();
+    writer.write(&RecordBatch::try_new(schema, vec![texts]).unwrap()).unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn cut_makes_the_pieces_of_the_published_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, output) = (dir.path().join("text.parquet"), dir.path().join("pieces"));
+    let mut published = pieces(Path::new(&set("owt-gpt2-1024-mini/train-00004-of-00008.parquet")));
+    // The shard's documents are counted over the shards before it, too.
+    let first = published[0].0;
+    published.iter_mut().for_each(|(document, ..)| *document -= first);
+    let tokenizer = gpt2(String::new()).open_tokenizer().unwrap();
+    write_texts(&text, &documents(&published, &tokenizer));
+    let config = gpt2(text.to_str().unwrap().into());
+    let report = run(&config, &output, LengthRule::Cut(1022), 2);
+    let ours = pieces(&output.join("train-00000-of-00001.parquet"));
+    assert_eq!(report.rows_written, ours.len() as u64);
+    assert!(ours.len() as u64 > report.rows_read, "some documents are cut");
+    assert_eq!(ours.len(), published.len());
+    // The published set also cuts before a dash, once in this shard.
+    assert_eq!(ours.iter().zip(&published).filter(|(ours, theirs)| ours != theirs).count(), 2);
+
+    let (_, direct) = examples(&config);
+    let mut whole: Vec<Vec<u32>> = vec![Vec::new(); direct.len()];
+    for (document, _, ids) in &ours {
+        assert_eq!(&tokenizer.encode(&tokenizer.decode(ids, false)).unwrap(), ids);
+        whole[*document as usize].extend(ids);
+    }
+    assert_eq!(whole, direct, "the pieces of a document are its ids");
+    let ids: Vec<Vec<u32>> = ours.into_iter().map(|(_, _, ids)| ids).collect();
+    assert_eq!(examples(&prepared(&config, &output)).1, ids);
+}
+
+/// Asks to stop after so many rows.
+struct StopAfter {
+    rows: u64,
+    seen: AtomicU64,
+}
+
+impl Progress for StopAfter {
+    fn begin(&self, _part: &str, _rows: u64) {}
+    fn advance(&self, more: Amounts) {
+        self.seen.fetch_add(more.rows, Ordering::Relaxed);
+    }
+    fn should_stop(&self) -> bool {
+        self.seen.load(Ordering::Relaxed) >= self.rows
+    }
+}
+
+#[test]
+fn a_job_goes_on_where_it_was_stopped_or_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
+    run(&lm1b(), &whole, LengthRule::Keep, 1);
+    let stop = StopAfter { rows: 9000, seen: AtomicU64::new(0) };
+    let options = options(&broken, LengthRule::Keep, 1);
+    let report = prepare(&lm1b(), Split::Train, &options, &stop).unwrap();
+    assert!(report.stopped && report.files == 1);
+    let first = broken.join("train-00000-of-00002.parquet");
+    let second = broken.join("train-00001-of-00002.parquet");
+    assert!(first.exists() && !second.exists() && second.with_extension("partial").exists());
+    // What a kill leaves: half a file under another name.
+    fs::write(second.with_extension("partial"), "half a file").unwrap();
+    let before = fs::metadata(&first).unwrap().modified().unwrap();
+    let report = run(&lm1b(), &broken, LengthRule::Keep, 2);
+    assert!(!report.stopped && (report.files, report.finished_before) == (1, 1));
+    assert_eq!(fs::metadata(&first).unwrap().modified().unwrap(), before);
+    assert_eq!(content(&broken), content(&whole));
+    let again = run(&lm1b(), &broken, LengthRule::Keep, 1);
+    assert_eq!(again, PrepareReport { finished_before: 2, ..PrepareReport::default() });
+}
+
+#[test]
+fn a_folder_of_other_shards_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out");
+    let config = DataConfig { train: Some(set("lm1b-mini/train-00000*").into()), ..lm1b() };
+    run(&config, &output, LengthRule::Keep, 1);
+    let rule = refusal(&config, &output, LengthRule::Split(100));
+    assert!(rule.contains("rule = keep, and now it is split at 100 tokens"), "{rule}");
+    let longer = DataConfig { max_tokens: Some(64), ..config.clone() };
+    let longer = refusal(&longer, &output, LengthRule::Keep);
+    assert!(longer.contains("data.max_tokens = 128, and now it is 64"), "{longer}");
+    assert!(refusal(&lm1b(), &output, LengthRule::Keep).contains("other input files"));
+
+    // Another split may lie beside it.
+    let test = DataConfig { test: Some(set("lm1b-mini/test-*").into()), ..config.clone() };
+    prepare(&test, Split::Test, &options(&output, LengthRule::Keep, 1), &()).unwrap();
+    run(&config, &output, LengthRule::Keep, 1);
+
+    fs::remove_file(output.join("prepare.json")).unwrap();
+    assert!(refusal(&config, &output, LengthRule::Keep).contains("was not made by this job"));
+    fs::write(output.join("prepare.json"), "{").unwrap();
+    assert!(refusal(&config, &output, LengthRule::Keep).contains("prepare.json"));
+    assert!(refusal(&config, dir.path(), LengthRule::Cut(0)).contains("leaves no token"));
+}
+
+#[test]
+fn a_bad_row_is_named_and_spoils_no_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = DataConfig { train: Some(set("bad/null_texts.parquet").into()), ..lm1b() };
+    let options = options(dir.path(), LengthRule::Keep, 2);
+    let error = prepare(&config, Split::Train, &options, &()).unwrap_err();
+    assert!(matches!(&error, Error::Null { address, .. } if address.row == 8), "{error}");
+    assert!(!content(dir.path()).keys().any(|name| name.ends_with(".parquet")));
+    let error = prepare(&config, Split::Train, &options, &()).unwrap_err();
+    assert!(!error.is_config(), "the next start says the same: {error}");
+}
+
+#[test]
+fn a_huge_document_is_cut_like_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = gpt2(set("bad/huge_document.parquet"));
+    let report = run(&config, dir.path(), LengthRule::Cut(1022), 1);
+    let ours = pieces(&dir.path().join("train-00000-of-00001.parquet"));
+    assert!(ours.iter().all(|(_, _, ids)| ids.len() <= 1022));
+    assert_eq!(report.rows_read, 51);
+    assert!(ours.iter().filter(|(document, ..)| *document == 32).count() > 300);
+}

@@ -1,0 +1,98 @@
+//! Token shards and trained tokenizers from the command line: the same bytes however often the job was killed.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use test_support::data_dir;
+
+use crate::program::{Signal, kill, run, start, wait, wait_until, worker};
+
+fn path(relative: &str) -> String {
+    data_dir().join(relative).display().to_string()
+}
+
+fn prepare(output: &Path, threads: usize) -> Command {
+    let mut command = worker();
+    command.args(["prepare", "--experiment", "lm1b_ilm", "--threads", &threads.to_string()]);
+    command.arg(format!("data.train={}", path("lm1b-mini/train-*.parquet")));
+    command.arg(format!("data.test={}", path("lm1b-mini/test-*.parquet")));
+    command.arg(format!("data.tokenizer={}", path("tokenizers/bert-base-uncased/tokenizer.json")));
+    command.arg("--output").arg(output);
+    command
+}
+
+/// Name and content of the files of a folder.
+fn content(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let paths = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    paths
+        .map(|path| {
+            let name = path.file_name().and_then(OsStr::to_str).expect("a name").to_owned();
+            (name, fs::read(&path).expect("a readable file"))
+        })
+        .collect()
+}
+
+#[test]
+fn neither_threads_nor_a_kill_change_the_shards() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let [one, two, killed] = ["one", "two", "killed"].map(|name| folder.path().join(name));
+    let finished = run(&mut prepare(&one, 1)).expect(0);
+    assert!(finished.stdout.contains("train: 2 files") && finished.stdout.contains("test: "));
+    run(&mut prepare(&two, 2)).expect(0);
+    assert!(content(&one) == content(&two), "threads change the bytes");
+
+    let child = start(&mut prepare(&killed, 1));
+    wait_until("a shard that is being written", || {
+        fs::read_dir(&killed).is_ok_and(|mut files| {
+            files.any(|file| file.is_ok_and(|file| file.path().extension() == Some(OsStr::new("partial"))))
+        })
+    });
+    kill(Signal::SIGKILL, child.id());
+    wait(child);
+    run(&mut prepare(&killed, 2)).expect(0);
+    assert!(content(&one) == content(&killed), "a kill changes the bytes");
+
+    let refused = run(prepare(&one, 1).args(["--rule", "split"])).expect(2);
+    assert!(refused.sentence().contains("rule = keep"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_signal_ends_the_job_and_it_goes_on() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let [whole, stopped] = ["whole", "stopped"].map(|name| folder.path().join(name));
+    run(&mut prepare(&whole, 1)).expect(0);
+    let child = start(&mut prepare(&stopped, 1));
+    wait_until("the job's folder", || stopped.join("prepare.json").exists());
+    kill(Signal::SIGTERM, child.id());
+    // The job may have ended before the signal came.
+    assert!([0, 75].contains(&wait(child).code));
+    run(&mut prepare(&stopped, 1)).expect(0);
+    assert!(content(&whole) == content(&stopped), "a signal changes the bytes");
+}
+
+#[test]
+fn a_trained_tokenizer_trains_a_model_on_prepared_texts() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let text = format!("data.train={}", path("lm1b-mini/train-*.parquet"));
+    let mut tokenizer = worker();
+    tokenizer.args(["train-tokenizer", "--experiment", "text_ilm", &text, "--kind", "bpe"]);
+    run(tokenizer.args(["--vocab-size", "600", "--output", &at("tokenizer.json")])).expect(0);
+
+    let tokenizer = format!("data.tokenizer={}", at("tokenizer.json"));
+    let mut prepare = worker();
+    prepare.args(["prepare", "--experiment", "text_ilm", &text, &tokenizer, "block_size=64"]);
+    run(prepare.args(["--rule", "cut", "--output", &at("tokens")])).expect(0);
+
+    let tokens = format!("data.train={}/train-*.parquet", at("tokens"));
+    for train in [&text, &tokens] {
+        let run_dir = at(if *train == text { "text" } else { "ids" });
+        let mut command = worker();
+        command.args(["--experiment", "text_ilm", "model=rotary_tiny", train, &tokenizer, "block_size=64"]);
+        command.args(["per_device_batch_size=4", "global_batch_size=8", "trainer.max_steps=3"]);
+        run(command.args(["trainer.threads=1", "--run-dir", &run_dir])).expect(0);
+    }
+}
