@@ -57,7 +57,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A store does not answer as it should.
-    #[error("cannot {what}: {reason} (tried {tries} times)")]
+    #[error("cannot {what}: {reason} (tries: {tries})")]
     Remote {
         /// What was tried: "read bytes A..B of 'URL'", ...
         what: String,

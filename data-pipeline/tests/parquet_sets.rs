@@ -17,7 +17,7 @@ use arrow::{
 };
 use data_pipeline::{
     Columns, DataConfig, Dataset, Detokenizer, Error, Example, OnBad, ParquetDataset, ParquetOptions,
-    SpecialTokenNames, Split, Task, Tokenizer, detokenize_lm1b,
+    SpecialTokenNames, Split, StoreConfig, Task, Tokenizer, detokenize_lm1b,
 };
 use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
 
@@ -329,6 +329,20 @@ fn settings_are_checked() {
     assert!(refused(DataConfig { threads: 0, ..bert_config() }).contains("data.threads"));
     assert!(refused(DataConfig { max_tokens: Some(0), ..bert_config() }).contains("data.max_tokens"));
     assert!(refused(DataConfig { window_groups: 0, ..bert_config() }).contains("data.window_groups"));
+    assert!(refused(DataConfig { memory_mib: 0, ..bert_config() }).contains("data.memory_mib"));
+    let cache = DataConfig { cache_dir: Some("x".into()), cache_mib: 0, ..bert_config() };
+    assert!(refused(cache).contains("data.cache_mib"));
+    let store = |store: StoreConfig| refused(DataConfig { store, ..bert_config() });
+    assert!(
+        store(StoreConfig { timeout_secs: 0, ..StoreConfig::default() }).contains("data.store.timeout_secs")
+    );
+    assert!(
+        store(StoreConfig { concurrency: 0, ..StoreConfig::default() }).contains("data.store.concurrency")
+    );
+    for endpoint in ["localhost:9000", "http://localhost:9000"] {
+        let message = store(StoreConfig { endpoint: Some(endpoint.into()), ..StoreConfig::default() });
+        assert!(message.contains("data.store.endpoint") && message.contains(endpoint), "{message}");
+    }
     let tokenizer = Arc::new(bert_config().open_tokenizer().unwrap());
     let unset = bert_config().open_split(Split::Test, &tokenizer, 1).err().unwrap();
     assert!(unset.is_config() && unset.to_string().contains("data.test is not set"));

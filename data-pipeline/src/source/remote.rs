@@ -124,7 +124,7 @@ impl Remote {
 
 impl Failure {
     fn of(error: StoreError) -> Self {
-        let text = error.to_string();
+        let text = with_causes(&error);
         let passing = match error {
             StoreError::Generic { .. } => !refused(&text),
             StoreError::JoinError { .. } => true,
@@ -132,6 +132,20 @@ impl Failure {
         };
         Self { reason: reason(&text), passing }
     }
+}
+
+/// The message and those of its causes that it does not repeat itself ("operation timed out" is deep down).
+fn with_causes(error: &StoreError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let deeper = error.to_string();
+        if !text.contains(&deeper) {
+            text = format!("{text}: {deeper}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// A store's mark of an object's content, or when it was written.

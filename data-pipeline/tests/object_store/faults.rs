@@ -40,9 +40,9 @@ fn a_store_that_always_fails_is_given_up_with_url_range_and_cause() {
         (Fault::Status(500), 3, "status code: 500"),
         (Fault::Status(503), 3, "on purpose"),
         (Fault::Stalled, 3, "timed out"),
-        (Fault::Truncated, 3, ""),
+        (Fault::Truncated, 3, "body"),
         (Fault::Short, 3, " bytes"),
-        (Fault::Dropped, 3, ""),
+        (Fault::Dropped, 3, "connection closed"),
         (Fault::Status(403), 1, "403"),
         (Fault::Status(404), 1, "404"),
     ];
@@ -60,6 +60,7 @@ fn a_store_that_always_fails_is_given_up_with_url_range_and_cause() {
         assert!(message.contains(cause), "'{cause}' is not in: {message}");
         assert_eq!(proxy.take_requests().len(), tries, "{fault:?}");
     }
+    proxy.set(Faults::All(Fault::Status(503)));
     let error = open(&Sources::new(impatient), &set(), None).unwrap_err();
     assert!(error.to_string().starts_with(&format!("cannot look up 's3://{BUCKET}/{FOLDER}'")), "{error}");
 

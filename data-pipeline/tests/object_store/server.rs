@@ -38,12 +38,13 @@ impl Server {
         server
     }
 
-    /// Writes an object; the empty key makes the bucket.
+    /// Writes an object that all may read; the empty key makes the bucket.
     pub fn put(&self, key: &str, bytes: &[u8]) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         write!(
             stream,
-            "PUT /{BUCKET}/{key} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            "PUT /{BUCKET}/{key} HTTP/1.1\r\nHost: 127.0.0.1\r\nx-amz-acl: public-read\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n",
             bytes.len()
         )
         .unwrap();
