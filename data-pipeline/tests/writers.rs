@@ -29,18 +29,6 @@ fn ids(row: u32, fixed: bool) -> Vec<u32> {
     (0..length).map(|index| (row * 31 + index * 7) % 100 + 7).collect()
 }
 
-/// The interpreter that has the writers.
-fn python() -> PathBuf {
-    let local = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.python-tests/bin/python");
-    let python = std::env::var_os("ILM_TEST_PYTHON").map_or(local, PathBuf::from);
-    assert!(
-        python.exists(),
-        "there is no '{}': run scripts/setup.sh --test, or set ILM_TEST_PYTHON to a Python with pyarrow, duckdb and polars",
-        python.display()
-    );
-    python
-}
-
 fn same_rows(path: &Path) {
     let name = path.file_name().unwrap().to_str().unwrap();
     let options = ParquetOptions {
@@ -65,7 +53,7 @@ fn same_rows(path: &Path) {
 fn pyarrow_duckdb_and_polars() {
     let dir = tempfile::tempdir().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/writers/write.py");
-    let output = Command::new(python()).arg(script).arg(dir.path()).output().unwrap();
+    let output = Command::new(test_support::python()).arg(script).arg(dir.path()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod checkpoints;
+mod data;
 mod elastic;
 mod evaluation;
 mod failure;

@@ -4,12 +4,9 @@ use std::path::{Path, PathBuf};
 
 use data_pipeline::{Dataset, Location, ParquetDataset, Sources};
 
-use super::{
-    FOLDER, at, locals, open,
-    proxy::Proxy,
-    rows,
-    server::{BUCKET, Server},
-};
+use test_support::s3::BUCKET;
+
+use super::{FOLDER, at, locals, open, proxy::Proxy, rows, serve};
 
 fn set() -> Location {
     format!("s3://{BUCKET}/{FOLDER}").into()
@@ -28,7 +25,7 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
 #[test]
 fn what_was_read_once_is_read_again_without_the_server() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start();
+    let server = serve();
     let wanted = rows(&open(&Sources::default(), &locals(), None).unwrap());
     assert_eq!(rows(&cached(server.port, dir.path())), wanted);
     let port = server.port;
@@ -45,7 +42,7 @@ fn what_was_read_once_is_read_again_without_the_server() {
 #[test]
 fn damaged_and_deleted_entries_are_fetched_again() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start();
+    let server = serve();
     let proxy = Proxy::start(server.port);
     let wanted = rows(&cached(proxy.port, dir.path()));
     let gets = || proxy.take_requests().iter().filter(|request| request.contains("bytes=")).count();

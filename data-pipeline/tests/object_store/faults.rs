@@ -2,11 +2,12 @@
 
 use data_pipeline::{Dataset, Error, Location, Sources, StoreConfig};
 
+use test_support::s3::BUCKET;
+
 use super::{
     FILES, FOLDER, at, first_rows, local, locals, open,
     proxy::{Fault, Faults, Proxy},
-    rows,
-    server::{BUCKET, Server},
+    rows, serve,
 };
 
 fn set() -> Location {
@@ -15,7 +16,7 @@ fn set() -> Location {
 
 #[test]
 fn rows_are_the_same_although_every_third_request_fails() {
-    let server = Server::start();
+    let server = serve();
     let proxy = Proxy::start(server.port);
     proxy.set(Faults::Some { seed: 5, percent: 33 });
     let wanted = rows(&open(&Sources::default(), &locals(), None).unwrap());
@@ -32,7 +33,7 @@ fn rows_are_the_same_although_every_third_request_fails() {
 
 #[test]
 fn a_store_that_always_fails_is_given_up_with_url_range_and_cause() {
-    let server = Server::start();
+    let server = serve();
     let proxy = Proxy::start(server.port);
     let impatient = StoreConfig { retries: 2, ..at(proxy.port) };
     let dataset = open(&Sources::new(impatient.clone()), &set(), None).unwrap();
@@ -71,7 +72,7 @@ fn a_store_that_always_fails_is_given_up_with_url_range_and_cause() {
 
 #[test]
 fn an_error_in_the_background_is_reported_to_the_one_who_asks() {
-    let server = Server::start();
+    let server = serve();
     let proxy = Proxy::start(server.port);
     let impatient = StoreConfig { retries: 0, ..at(proxy.port) };
     let dataset = open(&Sources::new(impatient), &set(), None).unwrap();
@@ -88,7 +89,7 @@ fn an_error_in_the_background_is_reported_to_the_one_who_asks() {
 
 #[test]
 fn an_object_that_changes_under_a_run_is_not_mixed_with_the_old_one() {
-    let server = Server::start();
+    let server = serve();
     let dataset = open(&Sources::new(at(server.port)), &set(), None).unwrap();
     let name = FILES[0].rsplit('/').next().unwrap();
     let mut bytes = std::fs::read(local(FILES[0])).unwrap();

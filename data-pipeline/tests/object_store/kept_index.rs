@@ -2,15 +2,13 @@
 
 use data_pipeline::{Dataset, Location, Sources};
 
-use super::{
-    FILES, FOLDER, at, local, locals, open,
-    proxy::Proxy,
-    server::{BUCKET, Server},
-};
+use test_support::s3::BUCKET;
+
+use super::{FILES, FOLDER, at, local, locals, open, proxy::Proxy, serve};
 
 #[test]
 fn footers_of_unchanged_objects_are_not_read_again() {
-    let server = Server::start();
+    let server = serve();
     let proxy = Proxy::start(server.port);
     let dir = tempfile::tempdir().unwrap();
     let index = dir.path().join("index/train.idx");

@@ -8,14 +8,17 @@ mod kept_index;
 mod processes;
 mod proxy;
 mod reading;
-mod server;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use data_pipeline::{
     Columns, Dataset, Detokenizer, Error, Example, Location, OnBad, ParquetDataset, ParquetOptions, Sources,
     StoreConfig, Tokenizer,
 };
+use test_support::s3::Server;
 
 /// Two shards of five row groups with GPT-2 ids.
 const FILES: [&str; 2] = [
@@ -27,6 +30,13 @@ const FOLDER: &str = "sets/owt";
 
 fn local(file: &str) -> String {
     test_support::data_dir().join(file).to_str().unwrap().to_owned()
+}
+
+/// A server that holds the files.
+fn serve() -> Server {
+    let paths = FILES.map(|file| PathBuf::from(local(file)));
+    let name = |path: &Path| format!("{FOLDER}/{}", path.file_name().unwrap().to_str().unwrap());
+    Server::start(paths.iter().map(|path| (name(path), path.as_path())))
 }
 
 fn locals() -> Location {

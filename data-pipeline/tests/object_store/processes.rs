@@ -7,12 +7,12 @@ use std::{
 
 use data_pipeline::{Dataset, Sources, StoreConfig, keyed_rng, uniform_below};
 
+use test_support::s3::BUCKET;
+
 use super::{
     FOLDER, at, first_rows, locals, open,
     proxy::{Fault, Faults, Proxy},
-    rows,
-    server::{BUCKET, Server},
-    wait_until,
+    rows, serve, wait_until,
 };
 
 /// A hash of all rows.
@@ -60,7 +60,7 @@ fn digest_of(dir: &Path, mut reader: Child) -> String {
 #[test]
 fn two_processes_share_a_cache() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start();
+    let server = serve();
     let proxy = Proxy::start(server.port);
     let wanted = digest(&rows(&open(&Sources::default(), &locals(), None).unwrap()));
     let readers = [start_reader(dir.path(), proxy.port), start_reader(dir.path(), proxy.port)];
@@ -76,7 +76,7 @@ fn two_processes_share_a_cache() {
 #[test]
 fn a_process_that_is_killed_leaves_nothing_in_the_way_of_the_next() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start();
+    let server = serve();
     let proxy = Proxy::start(server.port);
     let wanted = digest(&rows(&open(&Sources::default(), &locals(), None).unwrap()));
     proxy.set(Faults::All(Fault::Late));

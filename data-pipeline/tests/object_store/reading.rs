@@ -2,17 +2,13 @@
 
 use data_pipeline::{Dataset, DatasetManifest, Location, Sources, StoreConfig};
 
-use super::{
-    FILES, FOLDER, at, first_rows, local, locals, open,
-    proxy::Proxy,
-    rows,
-    server::{BUCKET, Server},
-    wait_until,
-};
+use test_support::s3::BUCKET;
+
+use super::{FILES, FOLDER, at, first_rows, local, locals, open, proxy::Proxy, rows, serve, wait_until};
 
 #[test]
 fn a_set_is_the_same_wherever_it_lies() {
-    let server = Server::start();
+    let server = serve();
     let name = |file: &str| file.rsplit('/').next().unwrap().to_owned();
     for key in ["sets/notes.txt", "sets/owt/deeper/x.parquet", "sets/owt/readme"] {
         server.put(key, b"not a shard");
@@ -60,7 +56,7 @@ fn a_set_is_the_same_wherever_it_lies() {
 
 #[test]
 fn announced_row_groups_are_fetched_side_by_side_and_once() {
-    let server = Server::start();
+    let server = serve();
     let proxy = Proxy::start(server.port);
     let dataset =
         open(&Sources::new(at(proxy.port)), &format!("s3://{BUCKET}/{FOLDER}").into(), None).unwrap();

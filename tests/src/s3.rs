@@ -1,13 +1,17 @@
 //! moto as an S3 server of its own process, with one bucket.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
+
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    path::PathBuf,
+    path::Path,
     process::{Child, Command, Stdio},
+    thread::sleep,
+    time::Duration,
 };
 
-use super::{FILES, FOLDER, local, wait_until};
+use crate::python;
 
 /// The bucket.
 pub const BUCKET: &str = "bucket";
@@ -15,12 +19,16 @@ pub const BUCKET: &str = "bucket";
 /// A running server, stopped when dropped.
 pub struct Server {
     child: Child,
+    /// Where it listens on loopback.
     pub port: u16,
 }
 
 impl Server {
-    /// Starts a server that holds the test's files.
-    pub fn start() -> Self {
+    /// Starts a server whose bucket holds files as objects: (key, file) each.
+    ///
+    /// # Panics
+    /// If moto is not installed or does not answer within two minutes.
+    pub fn start<'a>(objects: impl IntoIterator<Item = (String, &'a Path)>) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let child = Command::new(python())
             .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()])
@@ -29,16 +37,25 @@ impl Server {
             .spawn()
             .unwrap();
         let server = Self { child, port };
-        wait_until("moto answers", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        let answers = || TcpStream::connect(("127.0.0.1", port)).is_ok();
+        assert!(
+            (0..12_000).any(|_| answers() || {
+                sleep(Duration::from_millis(10));
+                false
+            }),
+            "moto does not answer"
+        );
         server.put("", b"");
-        for file in FILES {
-            let name = file.rsplit('/').next().unwrap();
-            server.put(&format!("{FOLDER}/{name}"), &std::fs::read(local(file)).unwrap());
+        for (key, file) in objects {
+            server.put(&key, &std::fs::read(file).unwrap());
         }
         server
     }
 
     /// Writes an object that all may read; the empty key makes the bucket.
+    ///
+    /// # Panics
+    /// If the server refuses.
     pub fn put(&self, key: &str, bytes: &[u8]) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         write!(
@@ -60,15 +77,4 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn python() -> PathBuf {
-    let usual = concat!(env!("CARGO_MANIFEST_DIR"), "/../.python-tests/bin/python");
-    let python = std::env::var_os("ILM_TEST_PYTHON").map_or_else(|| PathBuf::from(usual), PathBuf::from);
-    assert!(
-        python.exists(),
-        "the Python packages of the tests are missing: run scripts/setup.sh --test (no {})",
-        python.display()
-    );
-    python
 }
