@@ -27,7 +27,7 @@ fn bench(worker: &str) -> (Bench, String) {
 fn every_host_gets_its_ranks_and_all_report_here() {
     let (bench, agent) =
         bench("echo $PRETENDED $RANK $OMPI_COMM_WORLD_LOCAL_RANK; exit $((RANK == 2 ? 4 : 0))");
-    let output = bench.run(3, &["--hosts", "node-a:2,node-b:1", "--agent", &agent], RUN);
+    let output = bench.run(3, &["--hosts", "node-a:2,node-b:1", "--agent", &agent, "--interface", "lo"], RUN);
     let report = text(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{report}");
     let mut lines: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
@@ -40,8 +40,18 @@ fn every_host_gets_its_ranks_and_all_report_here() {
 #[test]
 fn a_host_that_cannot_be_used_is_named_with_the_reason() {
     let (bench, agent) = bench("echo ran");
-    let options =
-        ["--hosts", "node-a:1,down:1", "--agent", &agent, "--max-restarts", "1", "--restart-delay", "0"];
+    let options = [
+        "--hosts",
+        "node-a:1,down:1",
+        "--agent",
+        &agent,
+        "--interface",
+        "lo",
+        "--max-restarts",
+        "1",
+        "--restart-delay",
+        "0",
+    ];
     let output = bench.run(2, &options, RUN);
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), String::new()));
     let report = text(&output.stderr);
@@ -54,7 +64,7 @@ fn a_host_that_cannot_be_used_is_named_with_the_reason() {
 #[test]
 fn a_rank_killed_elsewhere_ends_the_others() {
     let (bench, agent) = bench("[ $RANK = 1 ] && kill -9 $$\nexec sleep 1000");
-    let output = bench.run(2, &["--hosts", "node-a:1,node-b:1", "--agent", &agent], RUN);
+    let output = bench.run(2, &["--hosts", "node-a:1,node-b:1", "--agent", &agent, "--interface", "lo"], RUN);
     assert_eq!(output.status.code(), Some(137));
     assert!(text(&output.stderr).contains("rank 1 failed first: killed by signal 9 (SIGKILL)"));
 }
@@ -63,7 +73,7 @@ fn a_rank_killed_elsewhere_ends_the_others() {
 fn ranks_elsewhere_save_when_asked() {
     let (bench, agent) =
         bench("trap 'echo >> saved; exit 75' USR1\necho >> ready\nwhile :; do sleep 0.1; done");
-    let options = ["--hosts", "node-a:1,node-b:1", "--agent", &agent];
+    let options = ["--hosts", "node-a:1,node-b:1", "--agent", &agent, "--interface", "lo"];
     let launcher = bench.start_with(2, &options, RUN);
     send("-TERM", launcher.id());
     let output = launcher.wait_with_output().unwrap();
@@ -74,7 +84,8 @@ fn ranks_elsewhere_save_when_asked() {
 #[test]
 fn nothing_elsewhere_survives_a_killed_launcher() {
     let (bench, agent) = bench("sleep 1000 &\necho >> ready\nsleep 1000");
-    let mut launcher = bench.start_with(2, &["--hosts", "node-a:1,node-b:1", "--agent", &agent], RUN);
+    let mut launcher =
+        bench.start_with(2, &["--hosts", "node-a:1,node-b:1", "--agent", &agent, "--interface", "lo"], RUN);
     launcher.kill().unwrap();
     launcher.wait().unwrap();
     wait_until("all processes are gone", || bench.processes().is_empty());
