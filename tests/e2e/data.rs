@@ -86,6 +86,10 @@ fn a_mixture_trains_and_the_end_of_the_data_ends_the_run() {
     // 60 samples in batches of 8: the last one has 4.
     assert_eq!(figures(&run_dir, "step").len(), 8);
     assert_eq!(checkpoint_steps(&run_dir).last(), Some(&8));
+    // What the run wrote of its settings can be read by other jobs.
+    let mut evaluate = worker();
+    evaluate.args(["evaluate", "data.star.test_size=8", "--run-dir"]).arg(&run_dir);
+    run(&mut evaluate).expect(0);
 
     let run_dir = folder.path().join("once");
     let mut once = ranks(1);

@@ -26,10 +26,16 @@ impl Resolved {
     }
 }
 
-/// A value in TOML. Numbers, booleans, strings and lists look the same in JSON; an unset one is an empty string.
+/// A value in TOML. Numbers, booleans and strings look the same in JSON; an unset one is an empty string.
 pub(super) fn toml_text(value: &Json) -> String {
+    let list = |items: Vec<String>| items.join(",");
     match value {
         Json::Null => "\"\"".to_owned(),
+        Json::Array(items) => format!("[{}]", list(items.iter().map(toml_text).collect())),
+        Json::Object(members) => {
+            let member = |(name, value): (&String, &Json)| format!("{name}={}", toml_text(value));
+            format!("{{{}}}", list(members.iter().map(member).collect()))
+        }
         value => value.to_string(),
     }
 }
