@@ -15,7 +15,7 @@ pub struct Permutation {
 }
 
 impl Permutation {
-    /// The permutation of `0..n` for a key: a draw of [`keyed_rng`](crate::keyed_rng) or a [`subkey`] of one.
+    /// The permutation of `0..n` for a key: a draw of [`keyed_rng`](crate::keyed_rng) or a `subkey` of one.
     pub fn new(n: u64, key: u64) -> Self {
         let bits = u64::BITS - n.saturating_sub(1).leading_zeros();
         let keys = std::array::from_fn(|round| subkey(key, round as u64));
