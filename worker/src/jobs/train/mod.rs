@@ -176,8 +176,9 @@ impl Run<'_> {
 
     /// Refuses other data than the checkpoint's, and says what is different, unless that is allowed.
     fn check_run(&self, checkpoint: &Checkpoint, facts: &RunFacts, rank: usize) -> Result<(), Incompatible> {
-        let Err(Incompatible::Data { checkpoint, change }) = check_run(checkpoint, facts) else {
-            return check_run(checkpoint, facts);
+        let (checkpoint, change) = match check_run(checkpoint, facts) {
+            Err(Incompatible::Data { checkpoint, change }) => (checkpoint, change),
+            other => return other,
         };
         let before = std::fs::read(self.run_dir.dataset()).ok();
         let before = before.and_then(|json| serde_json::from_slice::<DatasetManifest>(&json).ok());
