@@ -1,25 +1,59 @@
-//! Parameters and gradients as two flat f32 buffers in libtorch's memory, readable as slices.
+//! Parameters and gradients as flat buffers, with a rounded copy of the parameters for products in bf16.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
-use tch::{Device, Kind, Tensor};
+use half::bf16;
+use tch::{Device, Tensor};
 
+use crate::config::Precision;
 use crate::error::{Error, Result};
+use crate::flat::Flat;
 use crate::layout::ParamLayout;
 
-/// The two flat buffers of a model, in host memory; elements of alignment gaps stay 0.
+/// The flat buffers of a model; elements of alignment gaps stay 0.
 #[derive(Debug)]
 pub struct Arena {
     layout: Arc<ParamLayout>,
-    params: Tensor,
-    grads: Tensor,
+    params: Flat<f32>,
+    grads: Flat<f32>,
+    /// The parameters rounded, if products are in bf16.
+    rounded: Option<Flat<bf16>>,
+    /// Whether parameters have changed since they were rounded.
+    stale: Cell<bool>,
+}
+
+/// What an optimizer changes.
+#[derive(Debug)]
+pub struct UpdateParts<'a> {
+    /// All parameters.
+    pub params: &'a mut Flat<f32>,
+    /// All gradients.
+    pub grads: &'a mut Flat<f32>,
+    /// The parameters rounded to bf16, if the products need them: whoever changes a parameter writes it here as well.
+    pub rounded: Option<&'a mut Flat<bf16>>,
+}
+
+/// One parameter's views; they stay valid because the buffers never move.
+#[derive(Debug)]
+pub(crate) struct ParamViews {
+    pub(crate) value: Tensor,
+    pub(crate) grad: Tensor,
+    /// The value as products take it: rounded, or `value` itself.
+    pub(crate) operand: Tensor,
 }
 
 impl Arena {
-    pub(crate) fn zeros(layout: Arc<ParamLayout>) -> Result<Self> {
-        let zeros = || Tensor::f_zeros([layout.len() as i64], (Kind::Float, Device::Cpu));
-        let (params, grads) = (zeros()?, zeros()?);
-        Ok(Self { layout, params, grads })
+    pub(crate) fn zeros(layout: Arc<ParamLayout>, precision: Precision, device: Device) -> Result<Self> {
+        let len = layout.len();
+        let rounded = (precision == Precision::Bf16).then(|| Flat::zeros(len, device)).transpose()?;
+        Ok(Self {
+            params: Flat::zeros(len, device)?,
+            grads: Flat::zeros(len, device)?,
+            rounded,
+            layout,
+            stale: Cell::new(false),
+        })
     }
 
     /// Where each parameter lies.
@@ -27,34 +61,67 @@ impl Arena {
         &self.layout
     }
 
+    /// Where the buffers are.
+    pub fn device(&self) -> Device {
+        self.params.device()
+    }
+
     /// All parameters, `layout().len()` of them.
-    pub fn params(&self) -> &[f32] {
-        // SAFETY: see `slice`; nothing writes parameters while the arena is borrowed.
-        unsafe { slice(&self.params, self.layout.len()) }
+    pub fn flat_params(&self) -> &Flat<f32> {
+        &self.params
     }
 
     /// All parameters, to be changed.
-    pub fn params_mut(&mut self) -> &mut [f32] {
-        // SAFETY: see `slice_mut`; the arena is borrowed exclusively.
-        unsafe { slice_mut(&self.params, self.layout.len()) }
+    pub fn flat_params_mut(&mut self) -> &mut Flat<f32> {
+        self.stale.set(true);
+        &mut self.params
     }
 
     /// All gradients, in the parameters' places.
-    pub fn grads(&self) -> &[f32] {
-        // SAFETY: see `slice`; nothing writes gradients while the arena is borrowed.
-        unsafe { slice(&self.grads, self.layout.len()) }
+    pub fn flat_grads(&self) -> &Flat<f32> {
+        &self.grads
     }
 
     /// All gradients, to be reduced, scaled or zeroed.
-    pub fn grads_mut(&mut self) -> &mut [f32] {
-        // SAFETY: see `slice_mut`; the arena is borrowed exclusively.
-        unsafe { slice_mut(&self.grads, self.layout.len()) }
+    pub fn flat_grads_mut(&mut self) -> &mut Flat<f32> {
+        &mut self.grads
     }
 
-    /// All parameters, to be changed, beside all gradients.
-    pub fn params_mut_and_grads(&mut self) -> (&mut [f32], &[f32]) {
-        // SAFETY: see `slice` and `slice_mut`; two buffers of an exclusively borrowed arena.
-        unsafe { (slice_mut(&self.params, self.layout.len()), slice(&self.grads, self.layout.len())) }
+    /// All an optimizer needs at once.
+    pub fn update_parts(&mut self) -> UpdateParts<'_> {
+        UpdateParts { params: &mut self.params, grads: &mut self.grads, rounded: self.rounded.as_mut() }
+    }
+
+    /// All parameters of a model in host memory.
+    ///
+    /// # Panics
+    /// The model is on a GPU.
+    pub fn params(&self) -> &[f32] {
+        self.params.host().expect(ON_HOST)
+    }
+
+    /// All parameters of a model in host memory, to be changed.
+    ///
+    /// # Panics
+    /// The model is on a GPU.
+    pub fn params_mut(&mut self) -> &mut [f32] {
+        self.flat_params_mut().host_mut().expect(ON_HOST)
+    }
+
+    /// All gradients of a model in host memory.
+    ///
+    /// # Panics
+    /// The model is on a GPU.
+    pub fn grads(&self) -> &[f32] {
+        self.grads.host().expect(ON_HOST)
+    }
+
+    /// All gradients of a model in host memory, to be changed.
+    ///
+    /// # Panics
+    /// The model is on a GPU.
+    pub fn grads_mut(&mut self) -> &mut [f32] {
+        self.grads.host_mut().expect(ON_HOST)
     }
 
     /// Sets one parameter by name.
@@ -71,32 +138,29 @@ impl Arena {
             });
         }
         let range = entry.range();
-        self.params_mut()[range].copy_from_slice(values);
+        self.flat_params_mut().write(range, values)
+    }
+
+    /// Rounds the parameters anew if one has changed; to be called before products are taken.
+    pub(crate) fn refresh(&self) -> Result<()> {
+        if let Some(rounded) = self.rounded.as_ref().filter(|_| self.stale.get()) {
+            let all = 0..self.layout.len();
+            rounded.view(all.clone())?.f_copy_(&self.params.view(all)?)?;
+        }
+        self.stale.set(false);
         Ok(())
     }
 
-    /// Views (parameter, gradient) of one entry; they stay valid because the buffers are never reallocated.
-    pub(crate) fn views(&self, name: &str) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn views(&self, name: &str) -> Result<ParamViews> {
         let entry = self.layout.entry(name)?;
-        let view = |flat: &Tensor| -> Result<Tensor> {
-            Ok(flat.f_narrow(0, entry.offset as i64, entry.len as i64)?.f_view(entry.shape.as_slice())?)
+        let shaped = |flat: Tensor| flat.f_view(entry.shape.as_slice());
+        let value = shaped(self.params.view(entry.range())?)?;
+        let operand = match &self.rounded {
+            Some(rounded) => shaped(rounded.view(entry.range())?)?,
+            None => value.shallow_clone(),
         };
-        Ok((view(&self.params)?, view(&self.grads)?))
+        Ok(ParamViews { value, grad: shaped(self.grads.view(entry.range())?)?, operand })
     }
 }
 
-/// # Safety
-/// `tensor` is a contiguous f32 host tensor of `len` elements (both buffers are created so and never resized), and
-/// nobody writes it during `'a`: the model's own views are only written through `&mut` of the model that owns the arena.
-unsafe fn slice(tensor: &Tensor, len: usize) -> &[f32] {
-    // SAFETY: the caller's promise.
-    unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const f32, len) }
-}
-
-/// # Safety
-/// As [`slice`], and nobody else reads it during `'a`.
-#[allow(clippy::mut_from_ref)] // the exclusive borrow is the arena's, whose methods are the only callers
-unsafe fn slice_mut(tensor: &Tensor, len: usize) -> &mut [f32] {
-    // SAFETY: the caller's promise.
-    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut f32, len) }
-}
+const ON_HOST: &str = "a model whose buffers are read as slices is in host memory";

@@ -4,29 +4,31 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::arena::Arena;
 use crate::config::ModelShape;
+use crate::error::Result;
 use crate::layout::Init;
 use crate::random::{Purpose, keyed_rng, name_key, uniform};
 
 /// Fills the arena as its layout says.
-pub(crate) fn initialise(arena: &mut Arena, shape: &ModelShape, seed: u64) {
+pub(crate) fn initialise(arena: &mut Arena, shape: &ModelShape, seed: u64) -> Result<()> {
     let layout = arena.layout().clone();
-    let params = arena.params_mut();
     for entry in layout.entries() {
-        let values = &mut params[entry.range()];
+        let mut values = vec![0.0; entry.len];
         let key = if shape.config.identical_layers { first_layer(&entry.name) } else { entry.name.clone() };
         let mut rng = keyed_rng(seed, Purpose::Init, name_key(&key), 0);
         match entry.init {
             Init::Constant(value) => values.fill(value),
-            Init::Uniform { bound } => fill_uniform(values, bound, &mut rng),
+            Init::Uniform { bound } => fill_uniform(&mut values, bound, &mut rng),
             Init::Normal { std, zero_row } => {
-                fill_normal(values, std, &mut rng);
+                fill_normal(&mut values, std, &mut rng);
                 let width = values.len() / entry.shape[0] as usize;
                 if let Some(row) = zero_row {
                     values[row as usize * width..][..width].fill(0.0);
                 }
             }
         }
+        arena.flat_params_mut().write(entry.range(), &values)?;
     }
+    Ok(())
 }
 
 /// `encoder.7.x` becomes `encoder.0.x`; other names stay.

@@ -47,9 +47,9 @@ pub(crate) struct Linear {
 
 impl Linear {
     pub(crate) fn new(arena: &Arena, name: &str, with_bias: bool, precision: Precision) -> Result<Self> {
-        let (weight, weight_grad) = arena.views(&format!("{name}.weight"))?;
-        let bias = with_bias.then(|| arena.views(&format!("{name}.bias"))).transpose()?;
-        Ok(Self { weight, weight_grad, bias, precision })
+        let weight = arena.views(&format!("{name}.weight"))?;
+        let bias = with_bias.then(|| pair(arena, &format!("{name}.bias"))).transpose()?;
+        Ok(Self { weight: weight.value, weight_grad: weight.grad, bias, precision })
     }
 
     /// [N, in] -> [N, out].
@@ -78,8 +78,8 @@ pub(crate) struct LayerNorm {
 
 impl LayerNorm {
     pub(crate) fn new(arena: &Arena, name: &str, with_bias: bool, eps: f64) -> Result<Self> {
-        let weight = arena.views(&format!("{name}.weight"))?;
-        let bias = with_bias.then(|| arena.views(&format!("{name}.bias"))).transpose()?;
+        let weight = pair(arena, &format!("{name}.weight"))?;
+        let bias = with_bias.then(|| pair(arena, &format!("{name}.bias"))).transpose()?;
         Ok(Self { weight, bias, eps })
     }
 
@@ -114,4 +114,10 @@ impl LayerNorm {
     fn parameters(&self) -> impl Iterator<Item = &(Tensor, Tensor)> {
         [&self.weight].into_iter().chain(&self.bias)
     }
+}
+
+/// (value, gradient) of one parameter.
+fn pair(arena: &Arena, name: &str) -> Result<(Tensor, Tensor)> {
+    let views = arena.views(name)?;
+    Ok((views.value, views.grad))
 }

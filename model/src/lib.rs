@@ -14,6 +14,7 @@ pub mod config;
 mod dense;
 mod dropout;
 mod error;
+mod flat;
 mod gemm;
 mod head;
 mod init;
@@ -30,7 +31,7 @@ mod predict;
 mod random;
 pub mod sample;
 
-pub use arena::Arena;
+pub use arena::{Arena, UpdateParts};
 pub use batch::Batch;
 pub use config::{
     Activation, Family, HeadKind, LengthLoss, LossConfig, ModelClass, ModelConfig, ModelShape, Precision,
@@ -38,6 +39,7 @@ pub use config::{
 };
 pub use dense::{AttentionMask, DenseBatch, DenseOutput};
 pub use error::{Error, Result};
+pub use flat::{Element, Flat};
 pub use head::expected_length;
 pub use layout::{ALIGNMENT, ParamEntry, ParamLayout};
 pub use model::Model;

@@ -44,10 +44,18 @@ impl Model {
     /// # Errors
     /// The shape does not validate, or memory is short.
     pub fn new(shape: ModelShape, seed: u64) -> Result<Self> {
+        Self::new_on(shape, seed, Device::Cpu)
+    }
+
+    /// The same on a device.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), or there is no such device.
+    pub fn new_on(shape: ModelShape, seed: u64, device: Device) -> Result<Self> {
         let layout = Arc::new(ParamLayout::new(&shape)?);
         let stages = layout.stages();
-        let mut arena = Arena::zeros(layout)?;
-        init::initialise(&mut arena, &shape, seed);
+        let mut arena = Arena::zeros(layout, shape.precision, device)?;
+        init::initialise(&mut arena, &shape, seed)?;
         Ok(Self {
             stages,
             backbone: backbone::build(&arena, &shape)?,

@@ -16,8 +16,8 @@ pub(super) struct Embedding {
 
 impl Embedding {
     pub(super) fn new(arena: &Arena, name: &str, frozen_row: Option<i64>) -> Result<Self> {
-        let (weight, weight_grad) = arena.views(&format!("{name}.weight"))?;
-        Ok(Self { weight, weight_grad, frozen_row })
+        let weight = arena.views(&format!("{name}.weight"))?;
+        Ok(Self { weight: weight.value, weight_grad: weight.grad, frozen_row })
     }
 
     /// [N] numbers -> [N, d].

@@ -114,8 +114,11 @@ pub fn train_step(
     if global.examples > 0.0 {
         let clip = clip_factor(grad_norm, config.trainer.gradient_clip_val);
         let update = Update { lr, step: state.step + 1, grad_scale: clip * per_example };
-        let (params, grads) = state.model.arena_mut().params_mut_and_grads();
-        state.adamw.step(&config.optimizer, update, params, grads);
+        let parts = state.model.arena_mut().update_parts();
+        if let (Some(params), Some(grads)) = (parts.params.host_mut(), parts.grads.host()) {
+            state.adamw.step(&config.optimizer, update, params, grads);
+        }
+        state.model.arena_mut().flat_params_mut();
         if let Some(ema) = &mut state.ema {
             ema.update(state.model.arena().params());
         }
