@@ -3,6 +3,8 @@
 //! Every collective has a name, a sequence number and a deadline. Ranks compare name, sequence number, operation and
 //! size before any data moves, so ranks that went different ways learn it at once instead of waiting for each other.
 
+mod buckets;
+mod exchange;
 mod launch_env;
 mod mpi;
 mod solo;
@@ -10,6 +12,8 @@ mod watchdog;
 
 use std::time::Duration;
 
+pub use self::buckets::BucketPlan;
+pub use self::exchange::{Alone, Exchange, ExchangeOp, FlatMemory};
 pub use self::launch_env::LaunchEnv;
 pub use self::mpi::{Mpi, abort_on_panic, abort_process};
 pub use self::solo::Solo;
