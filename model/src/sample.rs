@@ -11,14 +11,14 @@ mod noise;
 mod ranking;
 #[cfg(test)]
 mod statistics;
+mod vectors;
 
 use std::iter;
 
 pub(crate) use draws::{Draws, Method};
 pub(crate) use noise::{Leader, Noise, better};
 use ranking::Ranking;
-
-use crate::kernels::simd::{exp, sum, widest};
+pub(crate) use vectors::{largest, sum_of_weights};
 
 /// Rows up to this length are added up as the reference does.
 const SHORT: usize = 16;
@@ -108,8 +108,7 @@ fn total_weight(scores: &[f32], top: f32) -> f64 {
         let weights = scores.iter().filter(|score| !score.is_nan()).map(|&score| weight(score, top));
         return f64::from(weights.fold(0.0, |sum, weight| sum + weight));
     }
-    let quick = |score: f32| if score.is_nan() { 0.0 } else { exp(score - top) };
-    widest(|| scores.chunks(RUN).map(|run| f64::from(sum(run.len(), |at| quick(run[at])))).sum())
+    scores.chunks(RUN).map(|run| f64::from(sum_of_weights(run, top))).sum()
 }
 
 /// e^(score - top), to the nearest.

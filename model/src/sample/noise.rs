@@ -3,8 +3,7 @@
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::gumbel;
-use crate::kernels::simd::{max, widest};
+use super::{gumbel, largest};
 use crate::random::{UNIFORM_STEPS, to_uniform};
 
 /// Words that are drawn together: what the generator makes at once.
@@ -60,7 +59,7 @@ impl Noise {
     }
 
     fn compete_in_block(&mut self, first: u64, scores: &[f32], leader: &mut Option<Leader>) {
-        let top = widest(|| max(scores));
+        let top = largest(scores);
         let least = match *leader {
             _ if top == f32::NEG_INFINITY => return,
             None => Some(0),
