@@ -39,11 +39,6 @@ impl Noise {
         &self.words
     }
 
-    /// The Gumbel noise of number `index` of the stream.
-    pub(crate) fn gumbel(&mut self, index: u64) -> f64 {
-        gumbel(to_uniform(self.words(index / BLOCK)[(index % BLOCK) as usize]))
-    }
-
     /// Lets entries compete with the leader; that of score `i` has the place and the number `first + i`.
     ///
     /// The largest sum wins, of equals the first, in whatever order they come. Noise is bounded, and an entry that could win needs
@@ -105,16 +100,6 @@ mod tests {
     use super::*;
     use crate::random::{Purpose, keyed_rng, uniform};
     use proptest::prelude::*;
-
-    #[test]
-    fn numbers_are_those_of_the_stream_wherever_they_are_read() {
-        let mut rng = keyed_rng(3, Purpose::Predict, 1, 2);
-        let expected: Vec<f64> = (0..300).map(|_| gumbel(uniform(&mut rng))).collect();
-        let mut noise = Noise::new(keyed_rng(3, Purpose::Predict, 1, 2));
-        for index in [299, 0, 64, 63, 65, 128, 1, 200] {
-            assert_eq!(noise.gumbel(index), expected[index as usize]);
-        }
-    }
 
     #[test]
     fn no_word_below_the_least_is_noisy_enough() {

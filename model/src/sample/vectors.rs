@@ -2,7 +2,11 @@
 
 use multiversion::multiversion;
 
+use super::ranking::score_of;
 use crate::kernels::simd::{LANES, exp, max};
+
+/// Entries of a long row whose weights are summed in f32.
+pub(crate) const RUN: usize = 512;
 
 /// The largest score; minus infinity of none, what is no number is passed over.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
@@ -28,6 +32,26 @@ pub(crate) fn sum_of_weights(scores: &[f32], top: f32) -> f32 {
         *sum += weight(score);
     }
     sums.iter().sum()
+}
+
+/// The same of the scores of keys, all of which are numbers; the sums of runs are added in f64.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+pub(super) fn sum_of_key_weights(keys: &[u64], top: f32) -> f64 {
+    let mut total = 0.0;
+    for run in keys.chunks(RUN) {
+        let mut sums = [0.0; LANES];
+        let (groups, rest) = run.as_chunks::<LANES>();
+        for group in groups {
+            for lane in 0..LANES {
+                sums[lane] += exp(score_of(group[lane]) - top);
+            }
+        }
+        for (sum, &key) in sums.iter_mut().zip(rest) {
+            *sum += exp(score_of(key) - top);
+        }
+        total += f64::from(sums.iter().sum::<f32>());
+    }
+    total
 }
 
 #[cfg(test)]
