@@ -5,6 +5,7 @@ mod common;
 
 use common::{Golden, Packed, assert_close, load_model, manifest, shape_of};
 use data_pipeline::{BatchArrays, PackedBatch, SampleKey, StepBatch};
+use ilm_model::Flat;
 use serde_json::Value;
 use worker::comm::Solo;
 use worker::config::{Experiment, LrSchedulerConfig, Schedule};
@@ -64,8 +65,9 @@ fn step_batch(name: &str) -> StepBatch {
 }
 
 /// Compares a flat buffer with the reference's tensors under `prefix`; says how many there were.
-fn compare(state: &TrainState, buffer: &[f32], golden: &Golden, prefix: &str) -> usize {
+fn compare(state: &TrainState, buffer: &Flat<f32>, golden: &Golden, prefix: &str) -> usize {
     let layout = state.model.arena().layout();
+    let buffer = buffer.host().expect("host memory");
     let parameters = golden.under(prefix).filter(|(name, _)| !name.contains("rotary_emb"));
     parameters
         .map(|(name, expected)| {
@@ -82,7 +84,8 @@ fn check(file: &str) {
     let model = manifest(MODEL);
     let mut shape = shape_of(model["class_name"].as_str().expect("a name"), &model["kwargs"]);
     shape.config.dropout = experiment.model.dropout;
-    let mut state = TrainState::new(load_model(shape, &Golden::open(MODEL)), &experiment);
+    let mut state =
+        TrainState::new(load_model(shape, &Golden::open(MODEL)), &experiment, &mut Solo).expect("a state");
 
     let steps = config["per_step"].as_array().expect("a list").clone();
     let mut compared = 0;
@@ -99,7 +102,8 @@ fn check(file: &str) {
         let ema = state.ema.as_ref().expect("an average is kept");
         assert_eq!(Some(ema.num_updates), expected["ema_num_updates"].as_u64());
         let step = state.step;
-        compared += compare(&state, state.model.arena().params(), &golden, &format!("step{step}.param."));
+        compared +=
+            compare(&state, state.model.arena().flat_params(), &golden, &format!("step{step}.param."));
         compared += compare(&state, &ema.shadow, &golden, &format!("ema{step}.param."));
         compared += compare(&state, &state.adamw.exp_avg, &golden, &format!("adam{step}.exp_avg."));
         compared += compare(&state, &state.adamw.exp_avg_sq, &golden, &format!("adam{step}.exp_avg_sq."));

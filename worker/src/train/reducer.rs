@@ -6,7 +6,7 @@ use std::time::Duration;
 use ilm_model::Arena;
 
 use super::Division;
-use crate::comm::{BucketPlan, CommError, Exchange, ExchangeOp};
+use crate::comm::{BucketPlan, Collectives, CommError, Exchange, ExchangeOp, FlatMemory};
 use crate::config::TrainerConfig;
 
 /// Exchanges gradients and parameters of one arena.
@@ -26,22 +26,43 @@ pub struct Reducer {
 }
 
 impl Reducer {
-    /// The exchange of `arena`'s buffers as the settings say.
-    pub fn new(
-        exchange: Box<dyn Exchange>,
+    /// Opens the exchange of `arena`'s buffers as the settings say. All ranks call it together.
+    ///
+    /// # Errors
+    /// If the ranks cannot open it.
+    ///
+    /// # Safety
+    /// The arena outlives the reducer. Gradients are not touched between [`is_final`](Self::is_final) of them and the end of
+    /// [`finish_gradients`](Self::finish_gradients), nor parameters of a window between [`begin_gather`](Self::begin_gather)
+    /// and the end of [`finish_gather`](Self::finish_gather).
+    pub unsafe fn open(
+        comm: &mut dyn Collectives,
         trainer: &TrainerConfig,
         arena: &Arena,
-        world_size: usize,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, CommError> {
+        // SAFETY: the caller's promise.
+        let exchange = unsafe { comm.exchange(FlatMemory::of(arena.flat_params(), arena.flat_grads()))? };
+        let world_size = comm.world_size();
+        const ELEMENTS_PER_MIB: usize = 1 << 18;
+        let bucket = trainer.reduce_bucket_mib.saturating_mul(ELEMENTS_PER_MIB);
+        Ok(Self {
             exchange,
-            plan: bucket_plan(trainer, arena, world_size),
+            plan: BucketPlan::new(arena.flat_grads().capacity(), bucket, world_size),
             sharded: trainer.shards_optimizer(world_size),
             overlaps: trainer.overlap_reduction,
             final_from: usize::MAX,
             begun: 0,
             failed: None,
             exposed: Duration::ZERO,
+        })
+    }
+
+    /// What `rank` has of an arena of `len` elements.
+    pub fn division(&self, len: usize, rank: usize, world_size: usize) -> Division {
+        if self.sharded {
+            Division::sharded(len, &self.plan, rank)
+        } else {
+            Division::replicated(len, rank, world_size)
         }
     }
 
@@ -117,22 +138,6 @@ impl Reducer {
     pub fn take_exposed(&mut self) -> Duration {
         std::mem::take(&mut self.exposed)
     }
-}
-
-/// The elements that a rank updates, counts and writes with these settings.
-pub fn division(trainer: &TrainerConfig, arena: &Arena, rank: usize, world_size: usize) -> Division {
-    let len = arena.layout().len();
-    if trainer.shards_optimizer(world_size) {
-        Division::sharded(len, &bucket_plan(trainer, arena, world_size), rank)
-    } else {
-        Division::replicated(len, rank, world_size)
-    }
-}
-
-fn bucket_plan(trainer: &TrainerConfig, arena: &Arena, world_size: usize) -> BucketPlan {
-    const ELEMENTS_PER_MIB: usize = 1 << 18;
-    let bucket = trainer.reduce_bucket_mib.saturating_mul(ELEMENTS_PER_MIB);
-    BucketPlan::new(arena.flat_grads().capacity(), bucket, world_size)
 }
 
 #[cfg(test)]

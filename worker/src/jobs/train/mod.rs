@@ -12,15 +12,14 @@ use ilm_model::Precision;
 
 use crate::assembly::Assembly;
 use crate::cli::TrainArgs;
-use crate::comm::{Collectives, FlatMemory, LaunchEnv, assert_equal, connect};
+use crate::comm::{Collectives, LaunchEnv, assert_equal, connect};
 use crate::config::{self, Experiment, Resolved};
 use crate::run_dir::{RunDir, replace_file};
 use crate::say;
 use crate::signals::StopRequest;
 use crate::telemetry::{self, Banner};
 use crate::train::{
-    Incompatible, Reducer, RunFacts, Saver, TrainState, check_model, check_run, checkpoint_layout, division,
-    find_checkpoint,
+    Incompatible, RunFacts, Saver, TrainState, check_model, check_run, checkpoint_layout, find_checkpoint,
 };
 use crate::{exit, threads};
 use steps::Steps;
@@ -97,8 +96,7 @@ impl Run<'_> {
         let threads = threads::threads_per_rank(comm, self.config().trainer.threads)?;
         threads::set_threads(threads);
         let model = self.assembly.build_model(self.config())?;
-        let division = division(&self.config().trainer, model.arena(), comm.rank(), comm.world_size());
-        let mut state = TrainState::new(model, self.config(), division)?;
+        let mut state = TrainState::new(model, self.config(), comm)?;
         if self.args.dry_run {
             if comm.rank() == 0 {
                 say!("{}", self.banner(&state, comm.world_size(), threads));
@@ -117,20 +115,10 @@ impl Run<'_> {
             say!("{}", self.banner(&state, comm.world_size(), threads));
         }
         let saver = Saver::new(store, facts, comm, self.config(), &state)?;
-        let reducer = self.reducer(comm, &state)?;
         let (rank, world_size) = (comm.rank(), comm.world_size());
-        let mut steps = Steps { run: self, comm, reducer, saver, stall: Duration::ZERO };
+        let mut steps = Steps { run: self, comm, saver, stall: Duration::ZERO };
         // A rank that fails ends its peers here, while the exchange may still have something under way.
         steps.run(&mut state).or_else(|error| exit::fail(&error, rank, world_size))
-    }
-
-    fn reducer(&self, comm: &mut dyn Collectives, state: &TrainState) -> anyhow::Result<Reducer> {
-        let arena = state.model.arena();
-        // SAFETY: the buffers live as long as the run's state, which outlives its steps and so this exchange. A step touches no
-        // gradients between telling the reducer of them and `finish_gradients`, and no parameters between `begin_gather` and
-        // `finish_gather` but those of other windows.
-        let exchange = unsafe { comm.exchange(FlatMemory::of(arena.flat_params(), arena.flat_grads()))? };
-        Ok(Reducer::new(exchange, &self.config().trainer, arena, comm.world_size()))
     }
 
     /// Creates the run directory on rank 0, moving an older run aside if told to.
