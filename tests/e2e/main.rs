@@ -13,6 +13,7 @@ mod launcher;
 mod prepare;
 mod program;
 mod resume;
+mod sharding;
 mod slurm;
 mod stopping;
 mod text;

@@ -9,7 +9,7 @@ use ilm_model::Flat;
 use serde_json::Value;
 use worker::comm::Solo;
 use worker::config::{Experiment, LrSchedulerConfig, Schedule};
-use worker::train::{TrainState, train_step};
+use worker::train::{Division, Reducer, TrainState, train_step};
 
 const MODEL: &str = "model_rotary_stopping.safetensors";
 
@@ -84,15 +84,20 @@ fn check(file: &str) {
     let model = manifest(MODEL);
     let mut shape = shape_of(model["class_name"].as_str().expect("a name"), &model["kwargs"]);
     shape.config.dropout = experiment.model.dropout;
-    let mut state =
-        TrainState::new(load_model(shape, &Golden::open(MODEL)), &experiment, &mut Solo).expect("a state");
+    let model = load_model(shape, &Golden::open(MODEL));
+    let division = Division::replicated(model.arena().layout().len(), 0, 1);
+    let mut state = TrainState::new(model, &experiment, division).expect("a state");
+    // SAFETY: dropped before the state, which only steps change.
+    let reducer = unsafe { Reducer::connect(&mut Solo, &experiment.trainer, state.model.arena()) };
+    let mut reducer = reducer.expect("a reducer");
 
     let steps = config["per_step"].as_array().expect("a list").clone();
     let mut compared = 0;
     for expected in &steps {
         let batch = step_batch(expected["batch"].as_str().expect("a name"));
         let figures =
-            train_step(&mut state, &experiment, &mut Solo, &batch, Default::default()).expect("a step");
+            train_step(&mut state, &experiment, &mut Solo, &mut reducer, &batch, Default::default())
+                .expect("a step");
         let loss = figures.global.token_ce + figures.global.stop_loss;
         let number = |key: &str| expected[key].as_f64().expect("a number");
         assert!((loss - number("loss")).abs() < 1e-5 * number("loss"), "loss {loss}");

@@ -11,7 +11,7 @@ use super::report::{Common, peak_rss_mib};
 use super::work::Work;
 use super::{Bench, Samples};
 use crate::comm::{Collectives, ReduceOp};
-use crate::train::{RankFlags, TrainState, train_step};
+use crate::train::{RankFlags, Reducer, TrainState, division, train_step};
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -40,14 +40,18 @@ struct Line<'a> {
 pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     let batches = bench.batches(case)?;
     let mine = Work::of(&batches);
-    let mut state =
-        TrainState::new(case.assembly.build_model(&case.experiment)?, &case.experiment, bench.comm)?;
-    pass(&mut state, case, bench.comm, &batches)?; // warms up
+    let model = case.assembly.build_model(&case.experiment)?;
+    let trainer = &case.experiment.trainer;
+    let division = division(trainer, model.arena(), bench.comm.rank(), bench.comm.world_size());
+    let mut state = TrainState::new(model, &case.experiment, division)?;
+    // SAFETY: the state outlives the reducer, and a step goes by the rules that the reducer sets.
+    let mut reducer = unsafe { Reducer::connect(bench.comm, trainer, state.model.arena())? };
+    pass(&mut state, case, bench.comm, &mut reducer, &batches)?; // warms up
     let peak_rss_mib = peak_rss_mib();
     let mut products = Products::new(state.model.shape(), &mine)?;
     let mut seconds = Samples::default();
     bench.rounds(|comm| {
-        seconds.push(pass(&mut state, case, comm, &batches)?);
+        seconds.push(pass(&mut state, case, comm, &mut reducer, &batches)?);
         products.round()
     })?;
 
@@ -80,12 +84,13 @@ fn pass(
     state: &mut TrainState,
     case: &Case,
     comm: &mut dyn Collectives,
+    reducer: &mut Reducer,
     batches: &[StepBatch],
 ) -> anyhow::Result<f64> {
     comm.barrier("bench pass")?;
     let start = Instant::now();
     for batch in batches {
-        train_step(state, &case.experiment, comm, batch, RankFlags::default())?;
+        train_step(state, &case.experiment, comm, reducer, batch, RankFlags::default())?;
     }
     Ok(start.elapsed().as_secs_f64() / batches.len().max(1) as f64)
 }

@@ -9,8 +9,8 @@ mod sections;
 mod state;
 mod step;
 
-use self::division::Division;
-use self::reducer::Reducer;
+pub use self::division::Division;
+pub use self::reducer::{Reducer, division};
 pub use self::resume::{Incompatible, check_model, check_run, find_checkpoint};
 pub use self::save::{PeerFailed, RunFacts, save};
 pub use self::saver::{Saved, Saver};

@@ -26,43 +26,41 @@ pub struct Reducer {
 }
 
 impl Reducer {
-    /// Opens the exchange of `arena`'s buffers as the settings say. All ranks call it together.
+    /// The exchange of `arena`'s buffers over the ranks of `comm`.
     ///
     /// # Errors
-    /// If the ranks cannot open it.
+    /// If the transport fails.
     ///
     /// # Safety
-    /// The arena outlives the reducer. Gradients are not touched between [`is_final`](Self::is_final) of them and the end of
-    /// [`finish_gradients`](Self::finish_gradients), nor parameters of a window between [`begin_gather`](Self::begin_gather)
-    /// and the end of [`finish_gather`](Self::finish_gather).
-    pub unsafe fn open(
+    /// The arena outlives the reducer. Nobody touches gradients between [`is_final`](Self::is_final) and
+    /// [`finish_gradients`](Self::finish_gradients), nor parameters of other windows than the next between
+    /// [`begin_gather`](Self::begin_gather) and [`finish_gather`](Self::finish_gather).
+    pub unsafe fn connect(
         comm: &mut dyn Collectives,
         trainer: &TrainerConfig,
         arena: &Arena,
     ) -> Result<Self, CommError> {
         // SAFETY: the caller's promise.
         let exchange = unsafe { comm.exchange(FlatMemory::of(arena.flat_params(), arena.flat_grads()))? };
-        let world_size = comm.world_size();
-        const ELEMENTS_PER_MIB: usize = 1 << 18;
-        let bucket = trainer.reduce_bucket_mib.saturating_mul(ELEMENTS_PER_MIB);
-        Ok(Self {
+        Ok(Self::new(exchange, trainer, arena, comm.world_size()))
+    }
+
+    /// The exchange of `arena`'s buffers as the settings say.
+    pub fn new(
+        exchange: Box<dyn Exchange>,
+        trainer: &TrainerConfig,
+        arena: &Arena,
+        world_size: usize,
+    ) -> Self {
+        Self {
             exchange,
-            plan: BucketPlan::new(arena.flat_grads().capacity(), bucket, world_size),
+            plan: bucket_plan(trainer, arena, world_size),
             sharded: trainer.shards_optimizer(world_size),
             overlaps: trainer.overlap_reduction,
             final_from: usize::MAX,
             begun: 0,
             failed: None,
             exposed: Duration::ZERO,
-        })
-    }
-
-    /// What `rank` has of an arena of `len` elements.
-    pub fn division(&self, len: usize, rank: usize, world_size: usize) -> Division {
-        if self.sharded {
-            Division::sharded(len, &self.plan, rank)
-        } else {
-            Division::replicated(len, rank, world_size)
         }
     }
 
@@ -138,6 +136,22 @@ impl Reducer {
     pub fn take_exposed(&mut self) -> Duration {
         std::mem::take(&mut self.exposed)
     }
+}
+
+/// The elements that a rank updates, counts and writes with these settings.
+pub fn division(trainer: &TrainerConfig, arena: &Arena, rank: usize, world_size: usize) -> Division {
+    let len = arena.layout().len();
+    if trainer.shards_optimizer(world_size) {
+        Division::sharded(len, &bucket_plan(trainer, arena, world_size), rank)
+    } else {
+        Division::replicated(len, rank, world_size)
+    }
+}
+
+fn bucket_plan(trainer: &TrainerConfig, arena: &Arena, world_size: usize) -> BucketPlan {
+    const ELEMENTS_PER_MIB: usize = 1 << 18;
+    let bucket = trainer.reduce_bucket_mib.saturating_mul(ELEMENTS_PER_MIB);
+    BucketPlan::new(arena.flat_grads().capacity(), bucket, world_size)
 }
 
 #[cfg(test)]

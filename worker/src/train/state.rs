@@ -14,8 +14,6 @@ use crate::optim::{AdamW, Ema, Part, Parts};
 
 /// The state of a run between two steps, as one rank has it.
 pub struct TrainState {
-    /// The exchange of the model's buffers with other ranks. Declared first, so dropped before the model.
-    pub(super) reducer: Reducer,
     /// Parameters and their gradients.
     pub model: Model,
     /// Moments of what this rank updates.
@@ -31,21 +29,17 @@ pub struct TrainState {
 }
 
 impl TrainState {
-    /// The state before the first step. All ranks call it together.
+    /// The state before the first step, on a rank that has these elements.
     ///
     /// # Errors
-    /// If memory is short, or the ranks cannot open their exchange.
-    pub fn new(model: Model, config: &Experiment, comm: &mut dyn Collectives) -> anyhow::Result<Self> {
+    /// If memory is short.
+    pub fn new(model: Model, config: &Experiment, division: Division) -> Result<Self, Error> {
         let arena = model.arena();
-        // SAFETY: reducer and model are fields of one state and dropped in this order, and only `train_step` and the exchange
-        // of averages use the reducer, which touch no range that is under way.
-        let reducer = unsafe { Reducer::open(comm, &config.trainer, arena)? };
-        let Division { updated, own } =
-            reducer.division(arena.layout().len(), comm.rank(), comm.world_size());
+        let Division { updated, own } = division;
         let average = |decay| Ema::new(arena.flat_params(), &updated, decay);
         let ema = config.trainer.ema_decay.map(average).transpose()?;
         let adamw = AdamW::new(updated, decaying(&model), arena.device())?;
-        Ok(Self { reducer, adamw, ema, own, step: 0, position: 0, model })
+        Ok(Self { adamw, ema, own, step: 0, position: 0, model })
     }
 
     /// What this rank writes of the flat buffers to a checkpoint.
@@ -107,17 +101,18 @@ impl TrainState {
     /// Those of `f`, or if weights cannot be exchanged.
     pub fn with_averaged_weights<T>(
         &mut self,
+        reducer: &mut Reducer,
         f: impl FnOnce(&Model) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        self.swap_weights()?;
+        self.swap_weights(reducer)?;
         let result = f(&self.model)?;
-        self.swap_weights()?;
+        self.swap_weights(reducer)?;
         Ok(result)
     }
 
     /// Exchanges the trained weights and their average, everywhere.
-    fn swap_weights(&mut self) -> anyhow::Result<()> {
-        let Self { reducer, ema: Some(ema), .. } = self else { return Ok(()) };
+    fn swap_weights(&mut self, reducer: &mut Reducer) -> anyhow::Result<()> {
+        let Some(ema) = &mut self.ema else { return Ok(()) };
         ema.swap(self.model.arena_mut().flat_params_mut(), self.adamw.parts())?;
         for window in reducer.windows() {
             reducer.begin_gather(window)?;

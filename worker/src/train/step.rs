@@ -6,7 +6,7 @@ use data_pipeline::{PackedBatch, StepBatch};
 use ilm_model::Batch;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::TrainState;
+use super::{Reducer, TrainState};
 use crate::comm::{Collectives, CommError, ReduceOp};
 use crate::config::Experiment;
 use crate::optim::{Ema, Update, clip_factor, learning_rate, squared_norm};
@@ -104,14 +104,14 @@ pub fn train_step(
     state: &mut TrainState,
     config: &Experiment,
     comm: &mut dyn Collectives,
+    reducer: &mut Reducer,
     batch: &StepBatch,
     flags: RankFlags,
 ) -> anyhow::Result<StepFigures> {
-    let mut sums = accumulate(state, config, comm.rank(), batch)?;
-    state.reducer.finish_gradients()?;
+    let mut sums = accumulate(state, config, comm.rank(), reducer, batch)?;
+    reducer.finish_gradients()?;
     sums.squared_norm = squared_norm(state.model.arena().flat_grads(), &state.own)?;
-    let global =
-        reduce_figures(comm, &sums, RankFlags { comm_exposed: state.reducer.take_exposed(), ..flags })?;
+    let global = reduce_figures(comm, &sums, RankFlags { comm_exposed: reducer.take_exposed(), ..flags })?;
 
     let per_example = 1.0 / global.examples.max(1.0);
     let grad_norm = global.squared_norm.sqrt() * per_example;
@@ -126,7 +126,7 @@ pub fn train_step(
         let clip = clip_factor(grad_norm, config.trainer.gradient_clip_val);
         let average_weight = state.ema.as_mut().map_or(0.0, Ema::next_weight);
         let update = Update { lr, step: state.step + 1, grad_scale: clip * per_example, average_weight };
-        apply(state, config, update)?;
+        apply(state, config, reducer, update)?;
     }
     state.step += 1;
     state.position = batch.next_position;
@@ -139,17 +139,15 @@ fn accumulate(
     state: &mut TrainState,
     config: &Experiment,
     rank: usize,
+    reducer: &mut Reducer,
     batch: &StepBatch,
 ) -> anyhow::Result<Sums> {
     let mut sums = Sums { skipped: batch.skipped as f64, ..Sums::default() };
-    let step = state.step;
-    let TrainState { model, reducer, .. } = state;
-    let grads = model.arena_mut().flat_grads_mut();
-    let _ = grads.view(0..grads.capacity())?.f_zero_()?;
+    state.model.clear_grads();
     for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
-        let dropout_seed = dropout_seed(config.seed, step, rank, index);
+        let dropout_seed = dropout_seed(config.seed, state.step, rank, index);
         let is_last = index + 1 == batch.micro_batches.len();
-        let parts = model.forward_backward(
+        let parts = state.model.forward_backward(
             &batch_view(micro_batch),
             &config.loss,
             1.0,
@@ -166,21 +164,26 @@ fn accumulate(
         sums.visible += micro_batch.visible() as f64;
         sums.computed += parts.computed_positions as f64;
     }
+    state.model.settle_grads()?;
     Ok(sums)
 }
 
 /// Updates what this rank updates, window by window, and exchanges it while the next window is updated.
-fn apply(state: &mut TrainState, config: &Experiment, update: Update) -> anyhow::Result<()> {
-    let TrainState { model, reducer, adamw, ema, .. } = state;
-    let arena = model.arena_mut();
+fn apply(
+    state: &mut TrainState,
+    config: &Experiment,
+    reducer: &mut Reducer,
+    update: Update,
+) -> anyhow::Result<()> {
+    let arena = state.model.arena_mut();
     for window in reducer.windows() {
         let mut flat = arena.update_parts();
         if reducer.is_sharded() {
             // Parameters of other ranks are not rounded here, so all are rounded once they are there.
             flat.rounded = None;
         }
-        let average = ema.as_mut().map(|ema| &mut ema.shadow);
-        adamw.step(&config.optimizer, update, window.clone(), flat, average)?;
+        let average = state.ema.as_mut().map(|ema| &mut ema.shadow);
+        state.adamw.step(&config.optimizer, update, window.clone(), flat, average)?;
         reducer.begin_gather(window)?;
     }
     if reducer.is_sharded() {

@@ -19,7 +19,8 @@ use crate::say;
 use crate::signals::StopRequest;
 use crate::telemetry::{self, Banner};
 use crate::train::{
-    Incompatible, RunFacts, Saver, TrainState, check_model, check_run, checkpoint_layout, find_checkpoint,
+    Incompatible, Reducer, RunFacts, Saver, TrainState, check_model, check_run, checkpoint_layout, division,
+    find_checkpoint,
 };
 use crate::{exit, threads};
 use steps::Steps;
@@ -96,7 +97,8 @@ impl Run<'_> {
         let threads = threads::threads_per_rank(comm, self.config().trainer.threads)?;
         threads::set_threads(threads);
         let model = self.assembly.build_model(self.config())?;
-        let mut state = TrainState::new(model, self.config(), comm)?;
+        let division = division(&self.config().trainer, model.arena(), comm.rank(), comm.world_size());
+        let mut state = TrainState::new(model, self.config(), division)?;
         if self.args.dry_run {
             if comm.rank() == 0 {
                 say!("{}", self.banner(&state, comm.world_size(), threads));
@@ -115,8 +117,10 @@ impl Run<'_> {
             say!("{}", self.banner(&state, comm.world_size(), threads));
         }
         let saver = Saver::new(store, facts, comm, self.config(), &state)?;
+        // SAFETY: the state outlives the steps, and a step goes by the rules that the reducer sets.
+        let reducer = unsafe { Reducer::connect(comm, &self.config().trainer, state.model.arena())? };
         let (rank, world_size) = (comm.rank(), comm.world_size());
-        let mut steps = Steps { run: self, comm, saver, stall: Duration::ZERO };
+        let mut steps = Steps { run: self, comm, reducer, saver, stall: Duration::ZERO };
         // A rank that fails ends its peers here, while the exchange may still have something under way.
         steps.run(&mut state).or_else(|error| exit::fail(&error, rank, world_size))
     }

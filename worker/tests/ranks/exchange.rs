@@ -1,37 +1,10 @@
-//! The exchange between real ranks: each test starts itself again under mpirun.
-
-use std::process::Command;
-use std::time::Duration;
+//! The exchange of buckets between real ranks.
 
 use ilm_model::Flat;
 use tch::Device;
-use worker::comm::{
-    BucketPlan, Collectives, CommError, Exchange, ExchangeOp, FlatMemory, LaunchEnv, ReduceOp, connect,
-};
+use worker::comm::{BucketPlan, Collectives, CommError, Exchange, ExchangeOp, FlatMemory, ReduceOp};
 
-/// Runs `body` on every rank if this is one; otherwise starts `ranks` of them on the test of that name.
-fn on_ranks(test: &str, ranks: &[usize], body: impl Fn(&mut dyn Collectives)) {
-    let env = LaunchEnv::detect();
-    if env.is_some() {
-        return body(&mut *connect(env.as_ref(), Duration::from_secs(60)).expect("ranks that connect"));
-    }
-    for ranks in ranks {
-        let program = std::env::current_exe().expect("the test knows its own path");
-        let output = Command::new("mpirun")
-            .args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()])
-            .arg(program)
-            .args(["--exact", test, "--test-threads=1", "--nocapture"])
-            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-            .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
-            .env("OMPI_MCA_oob_tcp_if_include", "lo")
-            .env("OMPI_MCA_btl_tcp_if_include", "lo")
-            .output()
-            .expect("mpirun starts");
-        let told = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert!(output.status.success(), "{ranks} ranks\n{}\n{}", told(&output.stdout), told(&output.stderr));
-    }
-}
+use crate::on_ranks;
 
 /// Parameters and gradients of one rank, and the exchange that is dropped before them.
 struct Buffers {
@@ -74,7 +47,7 @@ const LEN: usize = 41 << 14;
 
 #[test]
 fn buckets_are_summed_scattered_and_gathered_in_place() {
-    on_ranks("buckets_are_summed_scattered_and_gathered_in_place", &[2, 3, 4], |comm| {
+    on_ranks("exchange::buckets_are_summed_scattered_and_gathered_in_place", &[2, 3, 4], |comm| {
         let (rank, world_size) = (comm.rank(), comm.world_size());
         let sum = |i: usize| (0..world_size).map(|rank| Buffers::value(i, rank, 3)).sum::<f32>();
         for bucket in [5000, 200_000, usize::MAX >> 8] {
@@ -106,7 +79,7 @@ fn buckets_are_summed_scattered_and_gathered_in_place() {
 
 #[test]
 fn collectives_go_on_beside_an_exchange() {
-    on_ranks("collectives_go_on_beside_an_exchange", &[3], |comm| {
+    on_ranks("exchange::collectives_go_on_beside_an_exchange", &[3], |comm| {
         let plan = BucketPlan::new(LEN, 100_000, comm.world_size());
         let mut buffers = Buffers::new(comm, LEN);
         for round in 0..5 {
@@ -127,7 +100,7 @@ fn collectives_go_on_beside_an_exchange() {
 
 #[test]
 fn a_rank_that_begins_another_bucket_is_noticed_by_all() {
-    on_ranks("a_rank_that_begins_another_bucket_is_noticed_by_all", &[2, 3], |comm| {
+    on_ranks("exchange::a_rank_that_begins_another_bucket_is_noticed_by_all", &[2, 3], |comm| {
         let last = comm.rank() + 1 == comm.world_size();
         let grain = 16 * comm.world_size();
         for (op, range) in [
@@ -153,7 +126,7 @@ fn a_rank_that_begins_another_bucket_is_noticed_by_all() {
 
 #[test]
 fn ranges_that_cannot_be_exchanged_are_refused() {
-    on_ranks("ranges_that_cannot_be_exchanged_are_refused", &[2], |comm| {
+    on_ranks("exchange::ranges_that_cannot_be_exchanged_are_refused", &[2], |comm| {
         let mut buffers = Buffers::new(comm, LEN);
         for range in [0..LEN + 32, LEN..LEN + 32, 0..17] {
             let refused = buffers.exchange.begin("bucket", ExchangeOp::AllGather, range);
