@@ -13,7 +13,7 @@ use crate::program::{
 
 const STEPS: usize = 8;
 /// Wide enough for several buckets of 1 MiB. A norm that is never reached clips nothing, so that even bits can be compared.
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 7] = [
     "model.d_model=160",
     "model.num_layers=3",
     "model.dropout=0.0",
@@ -21,12 +21,11 @@ const SETTINGS: [&str; 8] = [
     "trainer.gradient_clip_val=1e9",
     "data.star.validation_size=8",
     "trainer.val_check_interval=4",
-    "checkpoint.every_n_steps=4",
 ];
 
-fn train(world_size: usize, run_dir: &Path, sharded: bool, overlaps: bool) -> Command {
+fn train(world_size: usize, run_dir: &Path, sharded: bool, overlaps: bool, steps: usize) -> Command {
     let mut command = mpirun(world_size);
-    command.args(tiny_star(run_dir)).args(SETTINGS).arg(format!("trainer.max_steps={STEPS}"));
+    command.args(tiny_star(run_dir)).args(SETTINGS).arg(format!("trainer.max_steps={steps}"));
     command.arg(format!("trainer.shard_optimizer={sharded}"));
     command.arg(format!("trainer.overlap_reduction={overlaps}"));
     command
@@ -75,14 +74,14 @@ fn overlap_and_sharding_change_neither_losses_nor_parameters() {
     for world_size in [2, 3, 4] {
         let path = |name: &str| folder.path().join(format!("{name}-{world_size}"));
         let plain = path("plain");
-        run(&mut train(world_size, &plain, false, false)).expect(0);
+        run(&mut train(world_size, &plain, false, false, STEPS)).expect(0);
         let expected = arenas(&plain, STEPS as u64);
         assert_eq!(figures(&plain, "loss").len(), STEPS);
         for (name, sharded, overlaps) in
             [("both", true, true), ("sharded", true, false), ("overlaps", false, true)]
         {
             let other = path(name);
-            run(&mut train(world_size, &other, sharded, overlaps)).expect(0);
+            run(&mut train(world_size, &other, sharded, overlaps, STEPS)).expect(0);
             assert!(
                 close(&figures(&plain, "loss"), &figures(&other, "loss"), 1e-6),
                 "{name} on {world_size} ranks"
@@ -107,11 +106,11 @@ fn a_sharded_run_goes_on_unsharded_with_the_same_bits_and_on_other_ranks_with_th
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = |name: &str| folder.path().join(name);
     let whole = path("whole");
-    run(&mut train(2, &whole, true, true)).expect(0);
+    run(&mut train(2, &whole, true, true, STEPS)).expect(0);
     for (name, ranks, sharded) in [("same", 2, true), ("unsharded", 2, false), ("three", 3, true)] {
         let resumed = path(name);
-        run(train(2, &resumed, true, true).arg("trainer.max_steps=4")).expect(0);
-        run(&mut train(ranks, &resumed, sharded, true)).expect(0);
+        run(&mut train(2, &resumed, true, true, STEPS / 2)).expect(0);
+        run(&mut train(ranks, &resumed, sharded, true, STEPS)).expect(0);
         assert!(close(&figures(&whole, "loss"), &figures(&resumed, "loss"), 1e-5), "{name}");
         if ranks == 2 {
             assert!(arenas(&whole, STEPS as u64) == arenas(&resumed, STEPS as u64), "{name}");
@@ -122,8 +121,7 @@ fn a_sharded_run_goes_on_unsharded_with_the_same_bits_and_on_other_ranks_with_th
 #[test]
 fn a_killed_rank_ends_the_job() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut command = train(3, folder.path(), true, true);
-    let child = start(command.args(["trainer.max_steps=1000000", "checkpoint.every_n_steps=1000000"]));
+    let child = start(&mut train(3, folder.path(), true, true, 1_000_000));
     wait_until("some steps", || last_step(folder.path()) >= 3);
     let ranks = children(child.id());
     kill(Signal::SIGKILL, ranks[1]);
