@@ -10,6 +10,8 @@ mod generation;
 mod golden_coverage;
 mod interface;
 mod launcher;
+mod micro_batches;
+mod plan;
 mod prepare;
 mod program;
 mod resume;
