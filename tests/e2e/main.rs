@@ -10,6 +10,7 @@ mod generation;
 mod golden_coverage;
 mod interface;
 mod launcher;
+mod micro_batches;
 mod prepare;
 mod program;
 mod resume;

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod optim;
 pub mod reference;
 pub mod run_dir;
+pub mod scale;
 pub mod signals;
 pub mod telemetry;
 pub mod threads;

@@ -98,6 +98,7 @@ fn write(run_dir: RunDir, resolved: &Resolved, model: Model, assembly: &Assembly
         config_hash: resolved.hash(),
         dataset_fingerprint: RunFacts::NO_DATA_YET.to_owned(),
         order: Default::default(),
+        micro_batch_tokens: None,
     };
     let division = division(&config.trainer, model.arena(), 0, 1);
     let state = TrainState::new(model, config, division)?;

@@ -1,6 +1,7 @@
 //! Training: the state of a run, one step of it, and its checkpoints.
 
 mod division;
+mod micro_batch;
 mod reducer;
 mod resume;
 mod save;
@@ -10,6 +11,7 @@ mod state;
 mod step;
 
 pub use self::division::Division;
+pub use self::micro_batch::{Source, TokenLimit, recorded_tokens};
 pub use self::reducer::{Reducer, division};
 pub use self::resume::{Incompatible, check_model, check_run, find_checkpoint};
 pub use self::save::{PeerFailed, RunFacts, save};
