@@ -20,7 +20,7 @@ pub struct Resident {
     pub gradients: u64,
     /// Both moments and the moving average.
     pub optimizer: u64,
-    /// Logits of the output layer, and what is made of them at a time.
+    /// Logits of the output layer that are alive at a time, and their gradient.
     pub logits: u64,
     /// On the host: the copy that a checkpoint is written from, batches made ahead, decoded row groups.
     pub host: u64,
@@ -71,12 +71,11 @@ impl Sizes {
         }
     }
 
-    /// The larger of the budget and the logits of a whole row, in fp32 and rounded.
+    /// The budget, or the logits of a single token in fp32 and rounded.
     fn logits(&self, experiment: &Experiment) -> u64 {
         const FP32_AND_ROUNDED: u64 = 6;
-        let budget = (experiment.loss.head_budget_mib as u64).saturating_mul(1 << 20) / 4;
-        let row = self.vocabulary.saturating_mul(experiment.row_length() as u64);
-        budget.max(row).saturating_mul(FP32_AND_ROUNDED)
+        let budget = (experiment.loss.head_budget_mib as u64).saturating_mul(1 << 20);
+        budget.max(self.vocabulary.saturating_mul(FP32_AND_ROUNDED))
     }
 
     fn host(&self, experiment: &Experiment, averages: u64) -> u64 {
@@ -139,7 +138,7 @@ mod tests {
         let sizes = Sizes { elements: 1000, vocabulary: 50, world_size: 2, optimizer_shards: 1 };
         let resident = sizes.resident(&experiment);
         assert_eq!((resident.parameters, resident.gradients, resident.optimizer), (4000, 4000, 12_000));
-        assert_eq!(resident.logits, (1 << 20) / 4 * 6);
+        assert_eq!(resident.logits, 1 << 20);
         // 500 elements of 16 bytes; 6 steps of 4 rows of 10 tokens of 64 bytes; a MiB of row groups.
         assert_eq!(resident.host, 8000 + 6 * 4 * 10 * 64 + (1 << 20));
         assert_eq!(resident.total(), resident.device() + resident.host);
@@ -147,9 +146,8 @@ mod tests {
         experiment.trainer.precision = Precision::Bf16;
         experiment.trainer.ema_decay = None;
         experiment.checkpoint.asynchronous = false;
-        experiment.block_size = 100_000;
-        let sharded = Sizes { optimizer_shards: 2, ..sizes }.resident(&experiment);
+        let sharded = Sizes { optimizer_shards: 2, vocabulary: 1 << 20, ..sizes }.resident(&experiment);
         assert_eq!((sharded.parameters, sharded.optimizer), (6000, 4000));
-        assert_eq!(sharded.logits, 50 * 100_000 * 6, "a row is never divided");
+        assert_eq!(sharded.logits, 6 << 20, "a token's logits are never divided");
     }
 }

@@ -57,7 +57,7 @@ impl TokenLimit {
             optimizer_shards: 1,
         };
         let resident = sizes.resident(config).total();
-        let per_token = activation_bytes_per_token(model.shape(), false);
+        let per_token = activation_bytes_per_token(model.shape());
         let budget = TokenBudget::new(available, resident, per_token, config.row_length());
         let recorded = recorded.and_then(|tokens| usize::try_from(tokens).ok()).filter(|&tokens| tokens > 0);
         let (tokens, source) = match (config.trainer.max_tokens_per_micro_batch, recorded) {
@@ -93,7 +93,7 @@ pub fn recorded_tokens(checkpoint: &Checkpoint) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use ilm_model::{ModelConfig, ModelShape, Precision};
+    use ilm_model::{ModelConfig, ModelShape, Precision, Recompute};
 
     use super::*;
 
@@ -107,9 +107,15 @@ mod tests {
             rotary_emb_dim: Some(8),
             ..ModelConfig::default()
         };
-        let precision = Precision::Fp32;
-        let shape =
-            ModelShape { config: model, num_embeddings: 10, padding_idx: 0, max_length: 128, precision };
+        let (precision, recompute) = (Precision::Fp32, Recompute::None);
+        let shape = ModelShape {
+            config: model,
+            num_embeddings: 10,
+            padding_idx: 0,
+            max_length: 128,
+            precision,
+            recompute,
+        };
         TokenLimit::new(&config, &Model::new(shape, 1).unwrap(), 1, available, recorded)
     }
 
