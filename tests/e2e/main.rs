@@ -11,6 +11,7 @@ mod golden_coverage;
 mod interface;
 mod launcher;
 mod micro_batches;
+mod plan;
 mod prepare;
 mod program;
 mod resume;

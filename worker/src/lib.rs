@@ -44,6 +44,7 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
         Command::Checkpoints(command) => jobs::checkpoints(command),
         Command::Experiments(args) => jobs::experiments(args),
         Command::Config(args) => jobs::show_config(args),
+        Command::Plan(args) => jobs::plan(args),
         Command::Prepare(args) => jobs::prepare(args),
         Command::TrainTokenizer(args) => jobs::train_tokenizer(args),
         Command::Bench(args) => jobs::bench(args),
