@@ -36,7 +36,6 @@ pub struct CudaRuntime {
     event_query: unsafe extern "C" fn(RawEvent) -> Code,
     event_elapsed: unsafe extern "C" fn(*mut f32, RawEvent, RawEvent) -> Code,
     error_string: unsafe extern "C" fn(Code) -> *const c_char,
-    _library: Dynamic,
 }
 
 /// What tells one GPU from another.
@@ -55,7 +54,7 @@ impl CudaRuntime {
     /// There is none.
     pub fn open() -> Result<Arc<Self>, GpuError> {
         let library = Dynamic::open("the CUDA runtime", "ILM_CUDART_LIBRARY", &NAMES)?;
-        // SAFETY: the types of the fields are those of the CUDA runtime's C interface, and the library is kept beside them.
+        // SAFETY: the types of the fields are those of the CUDA runtime's C interface.
         unsafe {
             Ok(Arc::new(Self {
                 get_device_count: library.function(c"cudaGetDeviceCount")?,
@@ -71,7 +70,6 @@ impl CudaRuntime {
                 event_query: library.function(c"cudaEventQuery")?,
                 event_elapsed: library.function(c"cudaEventElapsedTime")?,
                 error_string: library.function(c"cudaGetErrorString")?,
-                _library: library,
             }))
         }
     }

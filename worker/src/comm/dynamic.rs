@@ -1,5 +1,6 @@
 //! Libraries of the GPU's vendor are found when the program runs, so one program serves machines with and without them.
 
+use std::error::Error;
 use std::ffi::{CStr, OsString, c_char};
 
 use libloading::Library;
@@ -25,10 +26,10 @@ pub enum GpuError {
     },
 }
 
-/// A library that stays loaded for as long as the value lives.
+/// A library that stays loaded to the end of the process: threads of its own may be at work.
 #[derive(Debug)]
 pub(super) struct Dynamic {
-    library: Library,
+    library: &'static Library,
     title: &'static str,
 }
 
@@ -45,8 +46,8 @@ impl Dynamic {
         for name in names {
             // SAFETY: the initialisers of these libraries need nothing of the program that loads them.
             match unsafe { Library::new(&name) } {
-                Ok(library) => return Ok(Self { library, title }),
-                Err(error) => reasons.push(error.to_string()),
+                Ok(library) => return Ok(Self { library: Box::leak(Box::new(library)), title }),
+                Err(error) => reasons.push(reason(&error)),
             }
         }
         Err(GpuError::Missing { library: title, reason: reasons.join("; ") })
@@ -55,14 +56,19 @@ impl Dynamic {
     /// A function of the library.
     ///
     /// # Safety
-    /// `F` is the type of a C function with this name, and is called only while `self` lives.
+    /// `F` is the type of a C function with this name.
     pub(super) unsafe fn function<F: Copy>(&self, name: &CStr) -> Result<F, GpuError> {
         // SAFETY: the caller's promise.
         let found = unsafe { self.library.get::<F>(name) };
         found
             .map(|function| *function)
-            .map_err(|error| GpuError::Missing { library: self.title, reason: error.to_string() })
+            .map_err(|error| GpuError::Missing { library: self.title, reason: reason(&error) })
     }
+}
+
+/// The loader's own text, which the error keeps as its cause.
+pub(crate) fn reason(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// A text that a library owns.

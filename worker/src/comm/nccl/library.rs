@@ -51,7 +51,6 @@ pub struct NcclLibrary {
     all_gather: unsafe extern "C" fn(*const f32, *mut f32, usize, c_int, RawComm, RawStream) -> Code,
     get_error_string: unsafe extern "C" fn(Code) -> *const c_char,
     get_last_error: unsafe extern "C" fn(RawComm) -> *const c_char,
-    _library: Dynamic,
 }
 
 impl NcclLibrary {
@@ -61,7 +60,7 @@ impl NcclLibrary {
     /// There is none.
     pub fn open() -> Result<Arc<Self>, GpuError> {
         let library = Dynamic::open("NCCL", "ILM_NCCL_LIBRARY", &NAMES)?;
-        // SAFETY: the types of the fields are those of NCCL's C interface, and the library is kept beside them.
+        // SAFETY: the types of the fields are those of NCCL's C interface.
         unsafe {
             Ok(Arc::new(Self {
                 get_version: library.function(c"ncclGetVersion")?,
@@ -75,7 +74,6 @@ impl NcclLibrary {
                 all_gather: library.function(c"ncclAllGather")?,
                 get_error_string: library.function(c"ncclGetErrorString")?,
                 get_last_error: library.function(c"ncclGetLastError")?,
-                _library: library,
             }))
         }
     }
@@ -136,8 +134,7 @@ impl Communicator {
     ) -> Result<Self, GpuError> {
         let mut raw = ptr::null_mut();
         // SAFETY: one pointer is written; the id goes by value.
-        let code =
-            unsafe { (library.comm_init_rank)(&raw mut raw, world_size as c_int, id, rank as c_int) };
+        let code = unsafe { (library.comm_init_rank)(&raw mut raw, world_size as c_int, id, rank as c_int) };
         library.check("ncclCommInitRank", code, ptr::null_mut())?;
         Ok(Self { library: Arc::clone(library), raw })
     }
