@@ -9,7 +9,7 @@ use std::time::Instant;
 use ilm_model::sample::{sample_top_k, sample_top_p};
 use ilm_model::{
     AttentionMask, DenseBatch, Model, ModelConfig, ModelShape, Precision, Predictor, PredictorConfig, Prompt,
-    SamplingMethod, SpecialIds,
+    Recompute, SamplingMethod, SpecialIds,
 };
 
 const ROWS: usize = 16;
@@ -27,7 +27,14 @@ fn lengths() -> Vec<usize> {
 
 fn model(precision: Precision) -> Result<Model, Error> {
     let config = ModelConfig { d_model: 256, num_layers: 4, nhead: 4, ..ModelConfig::default() };
-    let shape = ModelShape { config, num_embeddings: VOCABULARY, padding_idx: 0, max_length: 128, precision };
+    let shape = ModelShape {
+        config,
+        num_embeddings: VOCABULARY,
+        padding_idx: 0,
+        max_length: 128,
+        precision,
+        recompute: Recompute::None,
+    };
     Ok(Model::new(shape, 1)?)
 }
 

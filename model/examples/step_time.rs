@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use ilm_model::{Batch, LossConfig, Model, ModelConfig, ModelShape, Precision};
+use ilm_model::{Batch, LossConfig, Model, ModelConfig, ModelShape, Precision, Recompute};
 
 const STEPS: u64 = 10;
 
@@ -43,7 +43,14 @@ fn shape(d_model: i64, vocabulary: i64, dropout: f64, precision: Precision) -> M
         dropout,
         ..ModelConfig::default()
     };
-    ModelShape { config, num_embeddings: vocabulary, padding_idx: 0, max_length: 128, precision }
+    ModelShape {
+        config,
+        num_embeddings: vocabulary,
+        padding_idx: 0,
+        max_length: 128,
+        precision,
+        recompute: Recompute::None,
+    }
 }
 
 /// Nanoseconds all threads of this process have been on a processor (Linux).

@@ -1,18 +1,20 @@
-//! The matrix products of a linear map, each sent to whichever of libtorch's two libraries computes it faster on a CPU.
+//! The matrix products of a linear map, each sent to whichever library computes it fastest. Results are f32.
 //!
-//! libtorch gives f32 matrix products to MKL, which on processors of other makers than Intel leaves more than half of their
-//! speed unused, but f32 convolutions to oneDNN, which does not. A linear map is a convolution of width 1 over a
-//! channels-last "image", so there large products go that way; on Intel's own MKL is the faster one, by a quarter. Both are
-//! plain f32 and differ in rounding only.
-//!
-//! In bf16 the operands are rounded first; libtorch then uses oneDNN by itself, which adds up in f32.
+//! On the host, products of bf16 go to MKL, which libtorch brings but does not ask: it adds up and gives out f32, adds to what
+//! is there, and takes about half the time of the oneDNN products that libtorch would call. libtorch gives f32 products to MKL,
+//! which on processors of other makers than Intel leaves more than half of their speed unused, but f32 convolutions to
+//! oneDNN, which does not. A linear map is a convolution of width 1 over a channels-last "image", so there large products go
+//! that way.
 
+pub(crate) mod small;
+
+use std::ffi::c_int;
 use std::sync::LazyLock;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use crate::config::Precision;
 use crate::error::Result;
+use crate::native::{GemmBf16, native};
 
 /// Below this many multiplications the call itself is what counts.
 const LEAST_PRODUCTS: i64 = 1 << 22;
@@ -20,51 +22,46 @@ const LEAST_PRODUCTS: i64 = 1 << 22;
 /// Below this many rows, copying the weight's gradient out of oneDNN's own tensor eats what it saves.
 const LEAST_ROWS: i64 = 256;
 
-/// `x w^T + bias`: [n, in] and [out, in] -> [n, out].
-pub(crate) fn linear(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    precision: Precision,
-) -> Result<Tensor> {
-    if precision == Precision::Bf16 {
-        let product = round(x)?.f_mm(&round(weight)?.f_tr()?)?.f_to_kind(Kind::Float)?;
-        return Ok(match bias {
-            Some(bias) => { product }.f_add_(bias)?,
-            None => product,
-        });
+/// `x w^T`: [n, in] and [out, in] of one type -> [n, out] f32.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let size = [x.size()[0], weight.size()[0]];
+    if let Some(gemm) = mkl_bf16(x) {
+        let out = Tensor::f_empty(size, (Kind::Float, x.device()))?;
+        gemm.run([x, weight], [false, true], &out, 0.0);
+        return Ok(out);
+    }
+    if x.kind() != Kind::Float {
+        return by_torch(x, &weight.f_tr()?);
     }
     if suits_onednn(x, weight) {
-        return convolve(x, weight, bias);
+        return convolve(x, weight);
     }
-    let transposed = weight.f_tr()?;
-    Ok(match bias {
-        Some(bias) => bias.f_addmm(x, &transposed)?,
-        None => x.f_mm(&transposed)?,
-    })
+    Ok(x.f_mm(&weight.f_tr()?)?)
 }
 
-/// `grad w`: [n, out] and [out, in] -> [n, in].
-pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor, precision: Precision) -> Result<Tensor> {
-    if precision == Precision::Bf16 {
-        return Ok(round(grad)?.f_mm(&round(weight)?)?.f_to_kind(Kind::Float)?);
+/// `grad w`: [n, out] and [out, in] of one type -> [n, in] f32.
+pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if let Some(gemm) = mkl_bf16(grad) {
+        let out = Tensor::f_empty([grad.size()[0], weight.size()[1]], (Kind::Float, grad.device()))?;
+        gemm.run([grad, weight], [false, false], &out, 0.0);
+        return Ok(out);
+    }
+    if grad.kind() != Kind::Float {
+        return by_torch(grad, weight);
     }
     if suits_onednn(grad, weight) {
-        return convolve(grad, &weight.f_tr()?.f_contiguous()?, None);
+        return convolve(grad, &weight.f_tr()?.f_contiguous()?);
     }
     Ok(grad.f_mm(weight)?)
 }
 
-/// `target += grad^T x`: [n, out] and [n, in] -> [out, in].
-pub(crate) fn add_weight_grad(
-    target: &Tensor,
-    grad: &Tensor,
-    x: &Tensor,
-    precision: Precision,
-) -> Result<()> {
+/// `target += grad^T x`: [n, out] and [n, in] of one type -> [out, in] f32.
+pub(crate) fn add_weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor) -> Result<()> {
     let mut target = target.shallow_clone();
-    if precision == Precision::Bf16 {
-        let _ = target.f_add_(&round(grad)?.f_tr()?.f_mm(&round(x)?)?)?;
+    if let Some(gemm) = mkl_bf16(grad) {
+        gemm.run([grad, x], [true, false], &target, 1.0);
+    } else if grad.kind() != Kind::Float {
+        let _ = target.f_add_(&by_torch(&grad.f_tr()?, x)?)?;
     } else if x.size()[0] >= LEAST_ROWS && suits_onednn(x, &target) {
         add_weight_grad_by_onednn(target, grad, x)?;
     } else {
@@ -73,14 +70,69 @@ pub(crate) fn add_weight_grad(
     Ok(())
 }
 
-fn round(operand: &Tensor) -> Result<Tensor> {
-    Ok(operand.f_to_kind(Kind::BFloat16)?)
+/// MKL's product of bf16, where it is the fastest.
+fn mkl_bf16_function() -> Option<GemmBf16> {
+    static USABLE: LazyLock<Option<GemmBf16>> = LazyLock::new(|| native().gemm_bf16.filter(|_| is_intel()));
+    *USABLE
+}
+
+/// The same if it can take the operand.
+fn mkl_bf16(operand: &Tensor) -> Option<Mkl> {
+    let fits = operand.kind() == Kind::BFloat16 && operand.device() == Device::Cpu;
+    mkl_bf16_function().filter(|_| fits).map(Mkl)
+}
+
+struct Mkl(GemmBf16);
+
+impl Mkl {
+    /// `out = op(a) op(b) + beta out`, with op the transposition where `transposed` says so.
+    fn run(&self, [a, b]: [&Tensor; 2], transposed: [bool; 2], out: &Tensor, beta: f32) {
+        const ROW_MAJOR: c_int = 101;
+        let fits =
+            |operand: &Tensor, kind| operand.is_contiguous() && operand.kind() == kind && operand.dim() == 2;
+        assert!(fits(a, Kind::BFloat16) && fits(b, Kind::BFloat16) && fits(out, Kind::Float));
+        let size = |tensor: &Tensor| [tensor.size()[0], tensor.size()[1]];
+        let inner = size(a)[usize::from(!transposed[0])];
+        let sizes = [size(a)[usize::from(transposed[0])], size(b)[usize::from(!transposed[1])], inner];
+        assert_eq!(inner, size(b)[usize::from(transposed[1])]);
+        assert_eq!(size(out), sizes[..2]);
+        let op = |transposed| if transposed { 112 } else { 111 };
+        let [m, n, k] = sizes.map(|size| size as c_int);
+        let row = |tensor: &Tensor| (size(tensor)[1] as c_int).max(1);
+        // SAFETY: contiguous host matrices of these types and, as was checked, of sizes that fit each other.
+        unsafe {
+            (self.0)(
+                ROW_MAJOR,
+                op(transposed[0]),
+                op(transposed[1]),
+                m,
+                n,
+                k,
+                1.0,
+                a.data_ptr(),
+                row(a),
+                b.data_ptr(),
+                row(b),
+                beta,
+                out.data_ptr().cast(),
+                row(out),
+            );
+        }
+    }
+}
+
+/// libtorch's own product of bf16, with a result in f32: on a GPU by the product itself.
+fn by_torch(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.device().is_cuda() {
+        return Ok(a.f_mm_dtype(b, Kind::Float)?);
+    }
+    Ok(a.f_mm(b)?.f_to_kind(Kind::Float)?)
 }
 
 fn suits_onednn(rows: &Tensor, matrix: &Tensor) -> bool {
     static SLOW_MKL: LazyLock<bool> = LazyLock::new(|| !is_intel() && tch::utils::has_mkldnn());
     let products = rows.size()[0] * matrix.numel() as i64;
-    products >= LEAST_PRODUCTS && matrix.kind() == Kind::Float && *SLOW_MKL
+    products >= LEAST_PRODUCTS && rows.device() == Device::Cpu && *SLOW_MKL
 }
 
 /// Whether the processor is of MKL's own maker.
@@ -103,54 +155,55 @@ fn add_weight_grad_by_onednn(mut target: Tensor, grad: &Tensor, x: &Tensor) -> R
 }
 
 /// The convolution of width 1 that maps the rows of `x`, taken as the channels of n pixels, by `weight`.
-fn convolve(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+fn convolve(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (rows, inputs) = x.f_contiguous()?.size2()?;
     let outputs = weight.size()[0];
     let image = x.f_contiguous()?.f_view([1, rows, 1, inputs])?.f_permute([0, 3, 1, 2])?;
     let kernel = weight.f_view([outputs, inputs, 1, 1])?;
-    let out = image.f_mkldnn_convolution(&kernel, bias, [0, 0], [1, 1], [1, 1], 1)?;
+    let out = image.f_mkldnn_convolution(&kernel, None::<&Tensor>, [0, 0], [1, 1], [1, 1], 1)?;
     Ok(out.f_permute([0, 2, 3, 1])?.f_reshape([rows, outputs])?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
+    use crate::testing::{close, wave};
 
-    /// Numbers of both signs, without randomness.
-    fn matrix(rows: i64, columns: i64, step: f64) -> Tensor {
-        let count = Tensor::arange(rows * columns, (Kind::Double, Device::Cpu));
-        (count * step).sin().to_kind(Kind::Float).view([rows, columns])
+    const SIZES: [[i64; 3]; 4] = [[1, 3, 2], [7, 12, 5], [600, 96, 120], [400, 200, 130]];
+
+    #[test]
+    fn every_library_gives_the_same_products() {
+        for [rows, inputs, outputs] in SIZES {
+            for kind in [Kind::Float, Kind::BFloat16] {
+                let operand = |size: [i64; 2], phase| wave(&size, phase).to_kind(kind);
+                let x = operand([rows, inputs], 0.3);
+                let (grad, weight) = (operand([rows, outputs], 0.7), operand([outputs, inputs], 0.9));
+                let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+                let expect = |found: &Tensor, expected: Tensor| {
+                    close(found, &expected.to_kind(Kind::Float), 1e-5, &format!("{rows} {kind:?}"));
+                };
+                expect(&linear(&x, &weight).unwrap(), double(&x).mm(&double(&weight).tr()));
+                expect(&input_grad(&grad, &weight).unwrap(), double(&grad).mm(&double(&weight)));
+                let target = wave(&[outputs, inputs], 0.2);
+                let expected = double(&target) + double(&grad).tr().mm(&double(&x));
+                add_weight_grad(&target, &grad, &x).unwrap();
+                expect(&target, expected);
+            }
+        }
     }
 
     #[test]
-    fn both_libraries_give_the_same_products() {
-        // either side of each bound
-        for (rows, inputs, outputs) in [(7, 12, 5), (600, 96, 120), (400, 200, 130)] {
-            let (x, grad) = (matrix(rows, inputs, 0.37), matrix(rows, outputs, 0.53));
-            let (weight, bias) = (matrix(outputs, inputs, 0.71), matrix(1, outputs, 0.9).view([-1]));
-            let close = |found: &Tensor, expected: &Tensor| {
-                assert_eq!(found.size(), expected.size());
-                let error = (found.to_kind(Kind::Double) - expected).abs().max().double_value(&[]);
-                assert!(error < 1e-3 && found.is_contiguous(), "{rows}: {error}");
-            };
-            let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
-            let product = double(&x).mm(&double(&weight).tr());
-            close(&linear(&x, &weight, None, Precision::Fp32).unwrap(), &product);
-            close(&linear(&x, &weight, Some(&bias), Precision::Fp32).unwrap(), &(product + double(&bias)));
-            close(&input_grad(&grad, &weight, Precision::Fp32).unwrap(), &double(&grad).mm(&double(&weight)));
-            let expected = double(&weight) + double(&grad).tr().mm(&double(&x));
-            let target = weight.copy();
-            add_weight_grad(&target, &grad, &x, Precision::Fp32).unwrap();
-            close(&target, &expected);
-
-            // whichever of the two this processor prefers
-            let product = double(&x).mm(&double(&weight).tr());
-            close(&convolve(&x, &weight, None).unwrap(), &product);
-            close(&convolve(&x, &weight, Some(&bias)).unwrap(), &(product + double(&bias)));
-            let target = weight.copy();
+    fn the_other_ways_give_them_too() {
+        for [rows, inputs, outputs] in SIZES {
+            let (x, weight) = (wave(&[rows, inputs], 0.3), wave(&[outputs, inputs], 0.9));
+            close(&convolve(&x, &weight).unwrap(), &x.mm(&weight.tr()), 1e-5, "convolution");
+            let (target, grad) = (wave(&[outputs, inputs], 0.2), wave(&[rows, outputs], 0.7));
+            let expected = &target + grad.tr().mm(&x);
             add_weight_grad_by_onednn(target.shallow_clone(), &grad, &x).unwrap();
-            close(&target, &expected);
+            close(&target, &expected, 1e-5, "onednn");
+            let round = |tensor: &Tensor| tensor.to_kind(Kind::BFloat16);
+            let rounded = by_torch(&round(&x), &round(&weight).tr()).unwrap();
+            close(&rounded, &x.mm(&weight.tr()), 3e-2, "torch");
         }
     }
 }

@@ -3,10 +3,11 @@
 use tch::{Kind, Tensor};
 
 use crate::arena::Arena;
-use crate::config::{ModelShape, Precision};
-use crate::dropout::{Dropout, Mask};
+use crate::config::ModelShape;
+use crate::dropout::Dropout;
 use crate::error::Result;
-use crate::layers::{LayerNorm, Linear, Taped};
+use crate::layers::{LayerNorm, Linear};
+use crate::ops::norm::{Branch, Normed, add, add_backward};
 use crate::parts::HEAD;
 
 /// Residual two-layer perceptron and a linear map to C classes.
@@ -21,10 +22,9 @@ pub(crate) struct ClassHead {
 /// What backward needs from forward.
 #[derive(Debug)]
 pub(crate) struct ClassTape {
-    norm: Taped,
-    normed: Tensor,
+    norm: Normed,
     widened: Tensor,
-    mask: Mask,
+    dropout: Dropout,
     features: Tensor,
 }
 
@@ -32,31 +32,31 @@ impl ClassHead {
     pub(crate) fn new(arena: &Arena, shape: &ModelShape) -> Result<Self> {
         let name = |part: &str| format!("{HEAD}.{part}");
         Ok(Self {
-            norm: LayerNorm::new(arena, &name("norm_final"), true, shape.config.layer_norm_eps)?,
-            widen: Linear::new(arena, &name("mlp.0"), true, Precision::Fp32)?,
-            narrow: Linear::new(arena, &name("mlp.2"), true, Precision::Fp32)?,
-            output: Linear::new(arena, &name("linear"), false, Precision::Fp32)?,
+            norm: LayerNorm::new(arena, &name("norm_final"), true, shape.config.layer_norm_eps, Kind::Float)?,
+            widen: Linear::exact(arena, &name("mlp.0"), true)?,
+            narrow: Linear::exact(arena, &name("mlp.2"), true)?,
+            output: Linear::exact(arena, &name("linear"), false)?,
         })
     }
 
     /// CLS states [B, d] -> class logits [B, C].
     pub(crate) fn forward(&self, cls: &Tensor, dropout: Dropout) -> Result<(Tensor, ClassTape)> {
-        let (normed, norm) = self.norm.forward(cls)?;
-        let widened = self.widen.forward(&normed)?.f_tanh_()?;
-        let (mut features, mask) = dropout.apply(self.narrow.forward(&widened)?)?;
-        let features = features.f_add_(cls)?;
+        let norm = self.norm.forward(cls)?;
+        let widened = self.widen.forward(&norm.normed)?.f_tanh_()?;
+        let values = self.narrow.product(&widened)?;
+        let features = add(cls, Branch { values, bias: self.narrow.bias(), dropout })?;
         let logits = self.output.forward(&features)?;
-        Ok((logits, ClassTape { norm, normed, widened, mask, features }))
+        Ok((logits, ClassTape { norm, widened, dropout, features }))
     }
 
     /// Adds the head's gradients and returns that of the CLS states.
     pub(crate) fn backward(&self, tape: ClassTape, grad: &Tensor) -> Result<Tensor> {
         let features = self.output.backward(&tape.features, grad)?;
-        let branch = tape.mask.backward(&features)?;
-        let widened = self.narrow.backward(&tape.widened, &branch)?;
+        let branch = add_backward(&features, tape.dropout, self.narrow.bias_grad(), Kind::Float)?;
+        let widened = self.narrow.product_backward(&tape.widened, &branch)?;
         let widened = Tensor::f_tanh_backward(&widened, &tape.widened)?;
-        let normed = self.widen.backward(&tape.normed, &widened)?;
-        Ok(self.norm.backward(tape.norm, &normed)?.f_add_(&features)?)
+        let normed = self.widen.backward(&tape.norm.normed, &widened)?;
+        Ok(self.norm.backward(&tape.norm, &normed)?.f_add_(&features)?)
     }
 }
 

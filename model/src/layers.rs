@@ -1,4 +1,4 @@
-//! Linear map and layer norm with explicit backward passes that add into the gradient arena.
+//! Linear map and layer norm on the arena's views, with backward passes that add into its gradients.
 
 use tch::{Kind, Tensor};
 
@@ -6,6 +6,7 @@ use crate::arena::Arena;
 use crate::config::{ModelShape, Precision};
 use crate::error::Result;
 use crate::gemm;
+use crate::ops::norm::{Normed, Weights, add_norm, add_norm_backward};
 use crate::parts::Parts;
 
 /// A piece of computation whose backward tch offers only through autograd: inputs are cut off, the output keeps its graph.
@@ -36,35 +37,68 @@ impl Taped {
     }
 }
 
-/// `y = x W^T + b` over packed rows.
+/// `y = x W^T + b` over packed rows. Products take operands of the type [`Linear::kind`] and give f32.
 #[derive(Debug)]
 pub(crate) struct Linear {
     weight: Tensor,
     weight_grad: Tensor,
+    /// (value, gradient)
     bias: Option<(Tensor, Tensor)>,
-    precision: Precision,
 }
 
 impl Linear {
-    pub(crate) fn new(arena: &Arena, name: &str, with_bias: bool, precision: Precision) -> Result<Self> {
+    /// A map of the model's precision.
+    pub(crate) fn new(arena: &Arena, name: &str, with_bias: bool) -> Result<Self> {
         let weight = arena.views(&format!("{name}.weight"))?;
-        let bias = with_bias.then(|| pair(arena, &format!("{name}.bias"))).transpose()?;
-        Ok(Self { weight: weight.value, weight_grad: weight.grad, bias, precision })
+        Ok(Self { weight: weight.operand, weight_grad: weight.grad, bias: bias(arena, name, with_bias)? })
+    }
+
+    /// A map that is f32 in every model.
+    pub(crate) fn exact(arena: &Arena, name: &str, with_bias: bool) -> Result<Self> {
+        let weight = arena.views(&format!("{name}.weight"))?;
+        Ok(Self { weight: weight.value, weight_grad: weight.grad, bias: bias(arena, name, with_bias)? })
+    }
+
+    /// Type of the operands.
+    pub(crate) fn kind(&self) -> Kind {
+        self.weight.kind()
+    }
+
+    pub(crate) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref().map(|(bias, _)| bias)
+    }
+
+    pub(crate) fn bias_grad(&self) -> Option<&Tensor> {
+        self.bias.as_ref().map(|(_, grad)| grad)
+    }
+
+    /// [N, in] -> [N, out], without the bias.
+    pub(crate) fn product(&self, x: &Tensor) -> Result<Tensor> {
+        gemm::linear(x, &self.weight)
+    }
+
+    /// Adds the weight's gradient and returns the input's.
+    pub(crate) fn product_backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        gemm::add_weight_grad(&self.weight_grad, grad, x)?;
+        gemm::input_grad(grad, &self.weight)
     }
 
     /// [N, in] -> [N, out].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        gemm::linear(x, &self.weight, self.bias.as_ref().map(|(bias, _)| bias), self.precision)
+        let mut out = self.product(x)?;
+        if let Some(bias) = self.bias() {
+            let _ = out.f_add_(bias)?;
+        }
+        Ok(out)
     }
 
     /// Adds the parameters' gradients and returns the input's.
     pub(crate) fn backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        gemm::add_weight_grad(&self.weight_grad, grad, x, self.precision)?;
-        if let Some((_, bias_grad)) = &self.bias {
+        if let Some(bias_grad) = self.bias_grad() {
             let sum = grad.f_sum_dim_intlist(0, false, Kind::Float)?;
             let _ = bias_grad.shallow_clone().f_add_(&sum)?;
         }
-        gemm::input_grad(grad, &self.weight, self.precision)
+        self.product_backward(x, grad)
     }
 }
 
@@ -74,50 +108,58 @@ pub(crate) struct LayerNorm {
     weight: (Tensor, Tensor),
     bias: Option<(Tensor, Tensor)>,
     eps: f64,
+    /// Type of its output.
+    kind: Kind,
 }
 
 impl LayerNorm {
-    pub(crate) fn new(arena: &Arena, name: &str, with_bias: bool, eps: f64) -> Result<Self> {
-        let weight = pair(arena, &format!("{name}.weight"))?;
-        let bias = with_bias.then(|| pair(arena, &format!("{name}.bias"))).transpose()?;
-        Ok(Self { weight, bias, eps })
+    pub(crate) fn new(arena: &Arena, name: &str, with_bias: bool, eps: f64, kind: Kind) -> Result<Self> {
+        let weight = arena.views(&format!("{name}.weight"))?;
+        Ok(Self { weight: (weight.value, weight.grad), bias: bias(arena, name, with_bias)?, eps, kind })
     }
 
     /// The norm before the output matrix, if the model has one.
-    pub(crate) fn last(arena: &Arena, shape: &ModelShape) -> Result<Option<Self>> {
+    pub(crate) fn last(arena: &Arena, shape: &ModelShape, kind: Kind) -> Result<Option<Self>> {
         let parts = Parts::of(shape.config.class);
         let eps = shape.config.layer_norm_eps;
-        let norm = || Self::new(arena, parts.final_norm, parts.biased, eps);
+        let norm = || Self::new(arena, parts.final_norm, parts.biased, eps, kind);
         shape.config.has_final_norm().then(norm).transpose()
     }
 
-    /// [N, d] -> [N, d].
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<(Tensor, Taped)> {
-        let width = self.weight.0.size();
-        let inputs: Vec<&Tensor> = [x].into_iter().chain(self.parameters().map(|(value, _)| value)).collect();
-        Taped::record(&inputs, |inputs| {
-            Ok(inputs[0].f_layer_norm(width.as_slice(), inputs.get(1), inputs.get(2), self.eps, false)?)
-        })
-    }
-
-    /// Adds the parameters' gradients and returns the input's.
-    pub(crate) fn backward(&self, taped: Taped, grad: &Tensor) -> Result<Tensor> {
-        let mut grads = taped.backward(grad)?.into_iter();
-        let input = grads.next();
-        for ((_, target), grad) in self.parameters().zip(grads) {
-            let _ = target.shallow_clone().f_add_(&grad)?;
+    pub(crate) fn weights(&self) -> Weights<'_> {
+        Weights {
+            weight: &self.weight.0,
+            weight_grad: &self.weight.1,
+            bias: self.bias.as_ref().map(|(bias, _)| bias),
+            bias_grad: self.bias.as_ref().map(|(_, grad)| grad),
+            eps: self.eps,
+            kind: self.kind,
         }
-        Ok(input.expect("one gradient per taped input, and the input is the first"))
     }
 
-    /// (value, gradient) of weight and bias.
-    fn parameters(&self) -> impl Iterator<Item = &(Tensor, Tensor)> {
-        [&self.weight].into_iter().chain(&self.bias)
+    /// [N, d] f32 -> [N, d].
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Normed> {
+        add_norm(x, None, &self.weights())
+    }
+
+    /// Adds the parameters' gradients and returns the input's, [N, d] f32 both.
+    pub(crate) fn backward(&self, saved: &Normed, grad: &Tensor) -> Result<Tensor> {
+        let mut input = grad.f_zeros_like()?;
+        add_norm_backward(&mut input, grad, saved, &self.weights(), None)?;
+        Ok(input)
     }
 }
 
-/// (value, gradient) of one parameter.
-fn pair(arena: &Arena, name: &str) -> Result<(Tensor, Tensor)> {
-    let views = arena.views(name)?;
-    Ok((views.value, views.grad))
+/// (value, gradient) of a part's bias.
+fn bias(arena: &Arena, name: &str, with_bias: bool) -> Result<Option<(Tensor, Tensor)>> {
+    let views = with_bias.then(|| arena.views(&format!("{name}.bias"))).transpose()?;
+    Ok(views.map(|views| (views.value, views.grad)))
+}
+
+/// Type of the operands of products.
+pub(crate) fn operand_kind(precision: Precision) -> Kind {
+    match precision {
+        Precision::Fp32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    }
 }

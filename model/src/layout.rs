@@ -261,6 +261,7 @@ mod tests {
             padding_idx: 0,
             max_length: 5,
             precision: crate::config::Precision::Fp32,
+            recompute: crate::config::Recompute::None,
         }
     }
 

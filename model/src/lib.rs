@@ -5,7 +5,6 @@
 //! ([`ParamLayout`]), so that a gradient bucket, an optimizer shard and a checkpoint slice are ranges.
 
 mod arena;
-mod attention;
 mod backbone;
 mod batch;
 #[cfg(test)]
@@ -18,24 +17,31 @@ mod flat;
 mod gemm;
 mod head;
 mod init;
+mod kernels;
 mod layers;
 mod layout;
 mod loss;
 pub mod metrics;
 mod model;
+mod native;
 pub mod nn;
 mod objective;
+mod ops;
+pub mod parallel;
 mod parts;
 mod plan;
 mod predict;
 mod random;
 pub mod sample;
+#[cfg(test)]
+mod testing;
+mod turns;
 
 pub use arena::{Arena, UpdateParts};
 pub use batch::Batch;
 pub use config::{
     Activation, Family, HeadKind, LengthLoss, LossConfig, ModelClass, ModelConfig, ModelShape, Precision,
-    PredictorConfig, SamplingMethod,
+    PredictorConfig, Recompute, SamplingMethod,
 };
 pub use dense::{AttentionMask, DenseBatch, DenseOutput};
 pub use error::{Error, Result};

@@ -10,8 +10,8 @@ use tch::{Kind, Tensor};
 
 use crate::batch::Batch;
 use crate::error::Result;
-use crate::head::to_floats;
 use crate::layers::Linear;
+use crate::ops::softmax::{RowSum, Target, into_grads, pick, row_sums};
 use crate::plan::Plan;
 
 /// One example with drops.
@@ -57,7 +57,8 @@ impl Targets {
             }
             examples.push(Example { place, rows: start..rows.len(), targets });
         }
-        Ok(Self { examples, rows: Tensor::f_from_slice(&rows)?, n_drops })
+        let rows = Tensor::f_from_slice(&rows)?.f_to_device(plan.tokens.device())?;
+        Ok(Self { examples, rows, n_drops })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -66,7 +67,7 @@ impl Targets {
 }
 
 /// Per-example loss (sorted order) of `hidden` [M, d], group by group; with `scale`, adds `scale` times the gradient of the
-/// output matrix and returns that of `hidden`. An example wider than the budget is a group of its own.
+/// output matrix and returns that of `hidden` (f32).
 pub(crate) fn joint_loss(
     output: &Linear,
     vocabulary: i64,
@@ -77,32 +78,107 @@ pub(crate) fn joint_loss(
 ) -> Result<(Vec<f64>, Option<Tensor>)> {
     let mut losses = vec![0.0; targets.n_drops.len()];
     let mut grads = Vec::new();
-    let rows_of = |bytes: usize| bytes / (4 * vocabulary as usize);
-    for group in groups(&targets.examples, rows_of(budget_mib.saturating_mul(1 << 20))) {
-        let rows = rows_spanned(group);
-        let hidden = narrow(hidden, &rows)?;
-        let logits = output.forward(&hidden)?;
-        for strip in groups(group, rows_of(STRIP_BYTES)) {
-            let strip_rows = rows_spanned(strip);
-            let strip_rows = strip_rows.start - rows.start..strip_rows.end - rows.start;
-            let softmax = StripSoftmax::new(narrow(&logits, &strip_rows)?, strip, vocabulary)?;
-            for (example, loss) in strip.iter().zip(&softmax.losses) {
-                losses[example.place] = *loss;
-            }
-            if let Some(scale) = scale {
-                softmax.into_grad(scale)?;
-            }
-        }
-        if scale.is_some() {
-            grads.push(output.backward(&hidden, &logits)?);
-        }
+    // logits, and their gradient beside them unless it takes their place
+    let bytes = if output.kind() == Kind::Float { 4 } else { 6 };
+    let most_rows = (budget_mib.saturating_mul(1 << 20) / (bytes * vocabulary as usize)).max(1);
+    for examples in groups(&targets.examples, most_rows) {
+        Group { output, hidden, examples }.run(most_rows, scale, &mut losses, &mut grads)?;
     }
     let grad = scale.map(|_| Tensor::f_cat(&grads, 0)).transpose()?;
     Ok((losses, grad))
 }
 
-/// Logits that go through softmax together: few enough to stay in a processor's cache over its passes.
-const STRIP_BYTES: usize = 2 << 20;
+/// Whole examples that are computed together.
+struct Group<'a> {
+    output: &'a Linear,
+    hidden: &'a Tensor,
+    examples: &'a [Example],
+}
+
+/// What an example's gradient needs of its sums.
+#[derive(Clone, Copy)]
+struct Joint {
+    /// Logarithm of the sum over rows and vocabulary.
+    log_sum: f64,
+    /// Sum of the target shares.
+    total: f64,
+}
+
+impl Group<'_> {
+    /// One example can have more rows than fit; then it is computed piece by piece, twice for the gradient: sums first.
+    fn run(
+        &self,
+        most_rows: usize,
+        scale: Option<f64>,
+        losses: &mut [f64],
+        grads: &mut Vec<Tensor>,
+    ) -> Result<()> {
+        let rows = rows_spanned(self.examples);
+        let pieces: Vec<Range<usize>> =
+            rows.clone().step_by(most_rows).map(|start| start..(start + most_rows).min(rows.end)).collect();
+        let (mut sums, mut scores) = (Vec::with_capacity(rows.len()), Vec::new());
+        let mut kept = None;
+        for piece in &pieces {
+            let logits = self.logits(piece)?;
+            sums.extend(row_sums(&logits)?);
+            scores.extend(pick(&logits, self.targets(piece).map(|(row, token, _)| (row, token)))?);
+            kept = (pieces.len() == 1).then_some(logits);
+        }
+        let joints = self.joints(&sums, &scores, losses);
+        let Some(scale) = scale else { return Ok(()) };
+        for piece in &pieces {
+            let logits = kept.take().map_or_else(|| self.logits(piece), Ok)?;
+            let grad = self.grads(logits, piece, &joints, scale)?;
+            grads.push(self.output.product_backward(&narrow(self.hidden, piece)?, &grad)?);
+        }
+        Ok(())
+    }
+
+    fn logits(&self, rows: &Range<usize>) -> Result<Tensor> {
+        self.output.product(&narrow(self.hidden, rows)?)
+    }
+
+    /// The targets of some rows: (row among them, token, share).
+    fn targets<'a>(&'a self, rows: &'a Range<usize>) -> impl Iterator<Item = (usize, usize, f64)> + 'a {
+        let all = self.examples.iter().flat_map(|example| &example.targets);
+        all.filter(|target| rows.contains(&target.0))
+            .map(|&(row, token, share)| (row - rows.start, token as usize, share))
+    }
+
+    /// The examples' losses, and what their gradients need.
+    fn joints(&self, sums: &[RowSum], scores: &[f32], losses: &mut [f64]) -> Vec<Joint> {
+        let first = self.examples[0].rows.start;
+        let mut scores = scores.iter();
+        let joint = |example: &Example| {
+            let rows = example.rows.start - first..example.rows.end - first;
+            let log_sum = log_sum_exp(&sums[rows]);
+            let total: f64 = example.targets.iter().map(|target| target.2).sum();
+            let score: f64 = example
+                .targets
+                .iter()
+                .zip(&mut scores)
+                .map(|(target, &score)| target.2 * f64::from(score))
+                .sum();
+            losses[example.place] = total * log_sum - score;
+            Joint { log_sum, total }
+        };
+        self.examples.iter().map(joint).collect()
+    }
+
+    /// `scale (S softmax - p)` of some rows.
+    fn grads(&self, logits: Tensor, rows: &Range<usize>, joints: &[Joint], scale: f64) -> Result<Tensor> {
+        let (mut log_sums, mut weights) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
+        for (example, joint) in self.examples.iter().zip(joints) {
+            let shared = example.rows.start.max(rows.start)..example.rows.end.min(rows.end);
+            log_sums.extend(shared.clone().map(|_| joint.log_sum as f32));
+            weights.extend(shared.map(|_| (scale * joint.total) as f32));
+        }
+        let target =
+            |(row, token, share): (usize, usize, f64)| Target { row, token, share: (scale * share) as f32 };
+        let targets: Vec<Target> = self.targets(rows).map(target).collect();
+        into_grads(logits, &log_sums, &weights, &targets, self.output.kind())
+    }
+}
 
 fn rows_spanned(examples: &[Example]) -> Range<usize> {
     examples[0].rows.start..examples[examples.len() - 1].rows.end
@@ -126,68 +202,9 @@ fn groups(examples: &[Example], most_rows: usize) -> Vec<&[Example]> {
     groups
 }
 
-/// Exponentials of a strip's logits relative to each row's maximum, and what turns them into losses and gradients.
-struct StripSoftmax {
-    /// [rows, V]: exp(z - row maximum), in the logits' place.
-    exponentials: Tensor,
-    losses: Vec<f64>,
-    /// [rows]: S exp(row maximum - Z).
-    row_factors: Vec<f64>,
-    /// [T] flat index of each target, and its share.
-    target_index: Tensor,
-    shares: Vec<f64>,
-}
-
-impl StripSoftmax {
-    fn new(mut logits: Tensor, strip: &[Example], vocabulary: i64) -> Result<Self> {
-        let first = strip[0].rows.start;
-        let flat = |&(row, id, _): &(usize, i64, f64)| (row - first) as i64 * vocabulary + id;
-        let targets = || strip.iter().flat_map(|example| &example.targets);
-        let target_index = Tensor::f_from_slice(&targets().map(flat).collect::<Vec<i64>>())?;
-        let target_logits = to_floats(&logits.f_view([-1])?.f_index_select(0, &target_index)?)?;
-
-        let maxima = logits.f_amax(1, true)?;
-        let exponentials = logits.f_sub_(&maxima)?.f_exp_()?;
-        let maxima = to_floats(&maxima.f_view([-1])?)?;
-        let sums = to_floats(&exponentials.f_sum_dim_intlist(1, false, Kind::Float)?)?;
-
-        let mut losses = Vec::with_capacity(strip.len());
-        let mut row_factors = vec![0.0; maxima.len()];
-        let mut next_target = target_logits.iter();
-        for example in strip {
-            let rows = example.rows.start - first..example.rows.end - first;
-            let log_sum = log_sum_exp(&maxima[rows.clone()], &sums[rows.clone()]);
-            let total: f64 = example.targets.iter().map(|target| target.2).sum();
-            let scores: f64 = example
-                .targets
-                .iter()
-                .zip(&mut next_target)
-                .map(|(target, &z)| target.2 * f64::from(z))
-                .sum();
-            losses.push(total * log_sum - scores);
-            for row in rows {
-                row_factors[row] = total * (f64::from(maxima[row]) - log_sum).exp();
-            }
-        }
-        let shares = targets().map(|target| target.2).collect();
-        Ok(Self { exponentials, losses, row_factors, target_index, shares })
-    }
-
-    /// Turns the exponentials into `scale (S softmax - p)`, in place.
-    fn into_grad(self, scale: f64) -> Result<()> {
-        let factors: Vec<f32> = self.row_factors.iter().map(|factor| (scale * factor) as f32).collect();
-        let shares: Vec<f32> = self.shares.iter().map(|share| (-scale * share) as f32).collect();
-        let mut grad = self.exponentials;
-        let grad = grad.f_mul_(&Tensor::f_from_slice(&factors)?.f_unsqueeze(1)?)?;
-        let _ = grad.f_view([-1])?.f_index_add_(0, &self.target_index, &Tensor::f_from_slice(&shares)?)?;
-        Ok(())
-    }
-}
-
-/// Log of the sum over rows of `exp(maximum) * sum`.
-fn log_sum_exp(maxima: &[f32], sums: &[f32]) -> f64 {
-    let top = maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 =
-        maxima.iter().zip(sums).map(|(&maximum, &sum)| f64::from(maximum - top).exp() * f64::from(sum)).sum();
+/// Log of the sum over rows.
+fn log_sum_exp(rows: &[RowSum]) -> f64 {
+    let top = rows.iter().map(|row| row.max).fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = rows.iter().map(|row| f64::from(row.max - top).exp() * f64::from(row.sum)).sum();
     f64::from(top) + sum.ln()
 }

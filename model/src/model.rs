@@ -14,8 +14,9 @@ use crate::dropout::Dropout;
 use crate::error::Result;
 use crate::head::ClassHead;
 use crate::init;
-use crate::layers::{LayerNorm, Linear, Taped};
+use crate::layers::{LayerNorm, Linear, operand_kind};
 use crate::layout::ParamLayout;
+use crate::ops::norm::Normed;
 use crate::parts::Parts;
 use crate::plan::Plan;
 
@@ -35,6 +36,7 @@ pub struct Model {
 #[derive(Debug)]
 pub(crate) struct OutputLayer {
     norm: Option<LayerNorm>,
+    kind: Kind,
     pub(crate) linear: Linear,
 }
 
@@ -89,17 +91,17 @@ impl Model {
     pub fn logits(&self, batch: &Batch) -> Result<(Tensor, Option<Tensor>)> {
         batch.validate(&self.shape)?;
         if batch.visible() == 0 {
-            let empty = |width: i64| Tensor::f_zeros([0, width], (Kind::Float, Device::Cpu));
+            let empty = |width: i64| Tensor::f_zeros([0, width], (Kind::Float, self.arena.device()));
             return Ok((empty(self.shape.num_embeddings)?, self.shape.num_classes().map(empty).transpose()?));
         }
         let _guard = tch::no_grad_guard();
-        let plan = Plan::new(batch, self.shape.config.nhead)?;
-        let hidden = self.backbone.hidden(&plan)?;
+        let plan = self.plan(batch)?;
+        let hidden = self.hidden(&plan)?;
         let tokens = self.token_logits(&hidden)?;
         let classes = self.class_logits(&plan, &hidden)?;
         let Some(restore) = &plan.restore else { return Ok((tokens, classes)) };
         let places: Vec<i64> = plan.unsort(&(0..plan.order.len() as i64).collect::<Vec<_>>());
-        let places = Tensor::f_from_slice(&places)?;
+        let places = Tensor::f_from_slice(&places)?.f_to_device(self.arena.device())?;
         let classes = classes.map(|classes| classes.f_index_select(0, &places)).transpose()?;
         Ok((tokens.f_index_select(0, restore)?, classes))
     }
@@ -111,52 +113,64 @@ impl Model {
     pub fn dense(&self, batch: &DenseBatch) -> Result<DenseOutput> {
         batch.validate(&self.shape)?;
         let _guard = tch::no_grad_guard();
-        let plan = Plan::dense(batch, self.shape.config.nhead)?;
-        let hidden = self.backbone.hidden(&plan)?;
+        let plan = Plan::dense(batch, self.shape.config.nhead, self.arena.device())?;
+        let hidden = self.hidden(&plan)?;
         let class_logits = self.class_logits(&plan, &hidden)?;
         let rows_of = |tensor: &Tensor| tensor.f_view([batch.rows as i64, batch.width as i64, -1]);
         let token_logits = rows_of(&self.token_logits(&hidden)?)?;
         Ok(DenseOutput { hidden: rows_of(&hidden)?, token_logits, class_logits })
     }
 
+    /// How a checked batch of at least one row is computed.
+    pub(crate) fn plan(&self, batch: &Batch) -> Result<Plan> {
+        Plan::new(batch, self.shape.config.nhead, self.arena.device())
+    }
+
+    /// Hidden states [N, d] without dropout.
+    pub(crate) fn hidden(&self, plan: &Plan) -> Result<Tensor> {
+        self.arena.refresh()?;
+        self.backbone.hidden(plan)
+    }
+
     /// Class logits [B, C] of the plan's rows, without dropout; none if there is no head.
     pub(crate) fn class_logits(&self, plan: &Plan, hidden: &Tensor) -> Result<Option<Tensor>> {
         let Some(head) = &self.head else { return Ok(None) };
-        let cls = hidden.f_index_select(0, &Tensor::f_from_slice(&plan.cls)?)?;
+        let cls = hidden.f_index_select(0, &plan.cls_index()?)?;
         Ok(Some(head.forward(&cls, Dropout::OFF)?.0))
     }
 
     /// Token logits [M, V] of hidden states [M, d].
     pub(crate) fn token_logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.output.linear.forward(&self.output.normed(hidden)?.0)
+        self.output.linear.product(&self.output.normed(hidden)?.0)
     }
 }
 
 impl OutputLayer {
     fn new(arena: &Arena, shape: &ModelShape) -> Result<Self> {
         let parts = Parts::of(shape.config.class);
+        let kind = operand_kind(shape.precision);
         let norm = match shape.config.class.family() {
-            Family::Rotary => LayerNorm::last(arena, shape)?,
+            Family::Rotary => LayerNorm::last(arena, shape, kind)?,
             Family::Gpt2 => None, // part of the backbone there
         };
-        Ok(Self { norm, linear: Linear::new(arena, parts.output, false, shape.precision)? })
+        Ok(Self { norm, kind, linear: Linear::new(arena, parts.output, false)? })
     }
 
     /// What the output matrix is applied to, [M, d] each.
-    pub(crate) fn normed(&self, hidden: &Tensor) -> Result<(Tensor, Option<Taped>)> {
+    pub(crate) fn normed(&self, hidden: &Tensor) -> Result<(Tensor, Option<Normed>)> {
         Ok(match &self.norm {
             Some(norm) => {
-                let (normed, tape) = norm.forward(hidden)?;
-                (normed, Some(tape))
+                let normed = norm.forward(hidden)?;
+                (normed.normed.shallow_clone(), Some(normed))
             }
-            None => (hidden.shallow_clone(), None),
+            None => (hidden.f_to_kind(self.kind)?, None),
         })
     }
 
     /// Adds the norm's gradients and returns that of the hidden states.
-    pub(crate) fn normed_backward(&self, tape: Option<Taped>, grad: Tensor) -> Result<Tensor> {
-        match (&self.norm, tape) {
-            (Some(norm), Some(tape)) => norm.backward(tape, &grad),
+    pub(crate) fn normed_backward(&self, saved: Option<Normed>, grad: Tensor) -> Result<Tensor> {
+        match (&self.norm, saved) {
+            (Some(norm), Some(saved)) => norm.backward(&saved, &grad),
             _ => Ok(grad),
         }
     }

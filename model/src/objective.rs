@@ -86,15 +86,16 @@ impl Model {
         let _guard = tch::no_grad_guard();
         let dropout =
             dropout_seed.map_or(Dropout::OFF, |seed| Dropout::new(self.shape().config.dropout, seed));
-        let plan = Plan::new(batch, self.shape().config.nhead)?;
-        let encoded = self.backbone.encode(&plan, dropout)?;
+        self.arena().refresh()?;
+        let plan = self.plan(batch)?;
+        let encoded = self.backbone.encode(&plan, dropout, self.shape().recompute)?;
 
         let targets = Targets::new(batch, &plan)?;
         let (ce, mut grad) = self.tokens_backward(&targets, &encoded.hidden, loss, scale)?;
         let head_dropout = dropout.site(self.backbone.blocks().len() as u64);
         let classes =
             self.head_backward(&plan, &targets, &encoded.hidden, &mut grad, loss, scale, head_dropout)?;
-        self.backbone.backward(&plan, encoded, grad, &mut stage_ready)?;
+        self.backbone.backward(encoded, grad, &mut stage_ready)?;
         Ok(parts(&plan, &targets, &ce, classes))
     }
 
@@ -108,8 +109,8 @@ impl Model {
             return Ok(LossParts::default());
         }
         let _guard = tch::no_grad_guard();
-        let plan = Plan::new(batch, self.shape().config.nhead)?;
-        let hidden = self.backbone.hidden(&plan)?;
+        let plan = self.plan(batch)?;
+        let hidden = self.hidden(&plan)?;
         let targets = Targets::new(batch, &plan)?;
         let ce = if targets.is_empty() {
             vec![0.0; plan.order.len()]
@@ -140,12 +141,12 @@ impl Model {
         if targets.is_empty() {
             return Ok((vec![0.0; targets.n_drops.len()], grad));
         }
-        let (rows, tape) = self.output.normed(&hidden.f_index_select(0, &targets.rows)?)?;
+        let (rows, saved) = self.output.normed(&hidden.f_index_select(0, &targets.rows)?)?;
         let (vocabulary, budget) = (self.shape().num_embeddings, loss.head_budget_mib);
         let (ce, rows_grad) =
             joint_loss(&self.output.linear, vocabulary, &rows, targets, budget, Some(scale))?;
         let rows_grad = rows_grad.expect("a scale was given, so there is a gradient");
-        let rows_grad = self.output.normed_backward(tape, rows_grad)?;
+        let rows_grad = self.output.normed_backward(saved, rows_grad)?;
         let grad = grad.f_index_copy_(0, &targets.rows, &rows_grad)?;
         Ok((ce, grad))
     }
@@ -163,12 +164,13 @@ impl Model {
         dropout: Dropout,
     ) -> Result<Option<Classes>> {
         let Some(head) = &self.head else { return Ok(None) };
-        let cls_index = Tensor::f_from_slice(&plan.cls)?;
+        let cls_index = plan.cls_index()?;
         let cls = hidden.f_index_select(0, &cls_index)?;
         let (logits, tape) = head.forward(&cls, dropout)?;
         let classes = Classes::new(&logits, plan, targets, loss)?;
         let grads: Vec<f32> = classes.grads.iter().flatten().map(|value| (scale * value) as f32).collect();
-        let cls_grad = head.backward(tape, &Tensor::f_from_slice(&grads)?.f_view_as(&logits)?)?;
+        let grads = Tensor::f_from_slice(&grads)?.f_to_device(logits.device())?;
+        let cls_grad = head.backward(tape, &grads.f_view_as(&logits)?)?;
         let _ = grad.f_index_add_(0, &cls_index, &cls_grad)?;
         Ok(Some(classes))
     }

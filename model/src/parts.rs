@@ -1,6 +1,7 @@
 //! What the families call their parts, and which of them have biases: the state-dict keys of the reference.
 
 use crate::config::{Family, ModelClass};
+use crate::ops::activation::Curve;
 
 /// Names and shapes that differ between the families.
 #[derive(Debug)]
@@ -19,8 +20,8 @@ pub(crate) struct Parts {
     pub(crate) narrow: &'static str,
     /// Whether norms and the feed-forward part have biases.
     pub(crate) biased: bool,
-    /// Which GELU, in libtorch's words.
-    pub(crate) gelu: &'static str,
+    /// Which GELU.
+    pub(crate) gelu: Curve,
     pub(crate) final_norm: &'static str,
     /// Hidden states to token logits.
     pub(crate) output: &'static str,
@@ -38,7 +39,7 @@ static ROTARY: Parts = Parts {
     widen: "mlp.0",
     narrow: "mlp.2",
     biased: true,
-    gelu: "tanh",
+    gelu: Curve::TanhGelu,
     final_norm: "output_layer.norm_final",
     output: "output_layer.linear",
 };
@@ -52,7 +53,7 @@ static GPT2: Parts = Parts {
     widen: "mlp.c_fc",
     narrow: "mlp.c_proj",
     biased: false,
-    gelu: "none",
+    gelu: Curve::ErfGelu,
     final_norm: "transformer.ln_f",
     output: "lm_head",
 };

@@ -1,10 +1,11 @@
 //! How a micro-batch is computed: rows sorted by length, and cut into buckets that attend together.
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::batch::Batch;
 use crate::dense::{AttentionMask, DenseBatch};
 use crate::error::Result;
+use crate::gemm::small::best_kind;
 
 /// A batch on the device, its rows sorted by length (stable), with the way back to the caller's order.
 #[derive(Debug)]
@@ -19,20 +20,29 @@ pub(crate) struct Plan {
     pub(crate) positions: Tensor,
     /// [B] packed index of each sorted row's CLS.
     pub(crate) cls: Vec<i64>,
-    /// Rows that attend together; they cover all rows in order.
+    /// Rows that attend together; they cover all rows in order. None where a kernel takes the rows as they are.
     pub(crate) buckets: Vec<Bucket>,
     /// Sorted packed index of each of the caller's tokens; none if the rows came sorted.
     pub(crate) restore: Option<Tensor>,
+    device: Device,
 }
 
 impl Plan {
     /// Positions that attention computes, its padding included.
     pub(crate) fn computed_positions(&self) -> i64 {
+        if self.buckets.is_empty() {
+            return self.row_ptr.last().copied().unwrap_or(0);
+        }
         self.buckets.iter().map(|bucket| bucket.rows * bucket.width).sum()
     }
 
+    /// [B] packed index of each sorted row's CLS.
+    pub(crate) fn cls_index(&self) -> Result<Tensor> {
+        Ok(Tensor::f_from_slice(&self.cls)?.f_to_device(self.device)?)
+    }
+
     /// Plans a validated batch of at least one row for `heads` attention heads.
-    pub(crate) fn new(batch: &Batch, heads: i64) -> Result<Self> {
+    pub(crate) fn new(batch: &Batch, heads: i64, device: Device) -> Result<Self> {
         let mut order: Vec<usize> = (0..batch.rows()).collect();
         order.sort_by_key(|&row| batch.row(row).len());
         let sorted = order.iter().enumerate().all(|(place, &row)| place == row);
@@ -46,24 +56,23 @@ impl Plan {
         }
         let pick = |values: &[i64]| -> Result<Tensor> {
             let values: Vec<i64> = source.iter().map(|&token| values[token]).collect();
-            Ok(Tensor::f_from_slice(&values)?)
+            Ok(Tensor::f_from_slice(&values)?.f_to_device(device)?)
         };
         let (tokens, positions) = (pick(batch.tokens)?, pick(batch.positions)?);
-        let buckets = cut(&row_ptr, heads)
-            .into_iter()
-            .map(|rows| Bucket::new(&row_ptr[rows.start..=rows.end], heads))
-            .collect::<Result<_>>()?;
-        let restore = (!sorted).then(|| Tensor::f_from_slice(&invert(&source))).transpose()?;
-        Ok(Self { order, row_ptr, tokens, positions, cls, buckets, restore })
+        let has_kernel = device == Device::Cpu && best_kind(Kind::Float).is_some();
+        let buckets = if has_kernel { Vec::new() } else { buckets(&row_ptr, heads, device)? };
+        let restore =
+            (!sorted).then(|| Tensor::f_from_slice(&invert(&source))?.f_to_device(device)).transpose()?;
+        Ok(Self { order, row_ptr, tokens, positions, cls, buckets, restore, device })
     }
 
     /// Plans a checked padded batch: every place is computed, and the mask says which keys a query sees.
-    pub(crate) fn dense(batch: &DenseBatch, heads: i64) -> Result<Self> {
+    pub(crate) fn dense(batch: &DenseBatch, heads: i64, device: Device) -> Result<Self> {
         let (rows, width) = (batch.rows as i64, batch.width as i64);
         let score_bias = match batch.mask {
             AttentionMask::None => None,
-            AttentionMask::Keys(sees) => Some(score_bias(sees, [rows, 1, width], heads)?),
-            AttentionMask::Pairs(sees) => Some(score_bias(sees, [rows, width, width], heads)?),
+            AttentionMask::Keys(sees) => Some(score_bias(sees, [rows, 1, width], heads, device)?),
+            AttentionMask::Pairs(sees) => Some(score_bias(sees, [rows, width, width], heads, device)?),
         };
         let positions = match batch.positions {
             Some(positions) => positions.to_vec(),
@@ -73,11 +82,20 @@ impl Plan {
         Ok(Self {
             order: (0..batch.rows).collect(),
             row_ptr: (0..=rows).map(|row| row * width).collect(),
-            tokens: Tensor::f_from_slice(batch.tokens)?,
-            positions: Tensor::f_from_slice(&positions)?,
+            tokens: Tensor::f_from_slice(batch.tokens)?.f_to_device(device)?,
+            positions: Tensor::f_from_slice(&positions)?.f_to_device(device)?,
             cls: (0..batch.rows).map(|row| row as i64 * width + cls(row)).collect(),
-            buckets: vec![Bucket { start: 0, tokens: rows * width, rows, width, padding: None, score_bias }],
+            buckets: vec![Bucket {
+                start: 0,
+                tokens: rows * width,
+                rows,
+                width,
+                padding: None,
+                score_bias,
+                device,
+            }],
             restore: None,
+            device,
         })
     }
 
@@ -115,6 +133,7 @@ pub(crate) struct Bucket {
     /// [rows * heads, 1 or width, width] what is added to the scores of all or of each query: 0 where a key is seen, minus
     /// infinity where not; none if every key is.
     pub(crate) score_bias: Option<Tensor>,
+    pub(crate) device: Device,
 }
 
 /// How a bucket's packed tokens lie in its padded places.
@@ -130,23 +149,23 @@ pub(crate) struct Padding {
 
 impl Bucket {
     /// From the row pointers of its rows and of the row behind.
-    fn new(row_ptr: &[i64], heads: i64) -> Result<Self> {
+    fn new(row_ptr: &[i64], heads: i64, device: Device) -> Result<Self> {
         let start = row_ptr[0];
         let rows = row_ptr.len() as i64 - 1;
         let tokens = row_ptr[row_ptr.len() - 1] - start;
         let width = row_ptr.windows(2).map(|row| row[1] - row[0]).max().unwrap_or(0);
         if tokens == rows * width {
-            return Ok(Self { start, tokens, rows, width, padding: None, score_bias: None });
+            return Ok(Self { start, tokens, rows, width, padding: None, score_bias: None, device });
         }
-        let padding = Some(Padding::new(row_ptr, width)?);
+        let padding = Some(Padding::new(row_ptr, width, device)?);
         let sees = row_ptr.windows(2).flat_map(|row| (0..width).map(move |key| key < row[1] - row[0]));
-        let score_bias = Some(score_bias(&sees.collect::<Vec<_>>(), [rows, 1, width], heads)?);
-        Ok(Self { start, tokens, rows, width, padding, score_bias })
+        let score_bias = Some(score_bias(&sees.collect::<Vec<_>>(), [rows, 1, width], heads, device)?);
+        Ok(Self { start, tokens, rows, width, padding, score_bias, device })
     }
 }
 
 impl Padding {
-    fn new(row_ptr: &[i64], width: i64) -> Result<Self> {
+    fn new(row_ptr: &[i64], width: i64, device: Device) -> Result<Self> {
         let (mut token_of_place, mut place_of_token, mut real) = (Vec::new(), Vec::new(), Vec::new());
         for row in row_ptr.windows(2) {
             let (first, len) = (row[0] - row_ptr[0], row[1] - row[0]);
@@ -160,18 +179,26 @@ impl Padding {
         }
         let rows = row_ptr.len() as i64 - 1;
         Ok(Self {
-            token_of_place: Tensor::f_from_slice(&token_of_place)?,
-            place_of_token: Tensor::f_from_slice(&place_of_token)?,
-            real: Tensor::f_from_slice(&real)?.f_view([rows * width, 1, 1])?,
+            token_of_place: Tensor::f_from_slice(&token_of_place)?.f_to_device(device)?,
+            place_of_token: Tensor::f_from_slice(&place_of_token)?.f_to_device(device)?,
+            real: Tensor::f_from_slice(&real)?.f_to_device(device)?.f_view([rows * width, 1, 1])?,
         })
     }
 }
 
 /// Which keys are seen, [rows, 1 or width, width] row-major, as what is added to the scores of every head.
-fn score_bias(sees: &[bool], [rows, queries, width]: [i64; 3], heads: i64) -> Result<Tensor> {
+fn score_bias(sees: &[bool], [rows, queries, width]: [i64; 3], heads: i64, device: Device) -> Result<Tensor> {
     let bias: Vec<f32> = sees.iter().map(|&seen| if seen { 0.0 } else { f32::NEG_INFINITY }).collect();
-    let bias = Tensor::f_from_slice(&bias)?.f_view([rows, 1, queries, width])?;
+    let bias = Tensor::f_from_slice(&bias)?.f_to_device(device)?.f_view([rows, 1, queries, width])?;
     Ok(bias.f_expand([rows, heads, queries, width], false)?.f_reshape([rows * heads, queries, width])?)
+}
+
+/// The buckets of sorted rows.
+fn buckets(row_ptr: &[i64], heads: i64, device: Device) -> Result<Vec<Bucket>> {
+    cut(row_ptr, heads)
+        .into_iter()
+        .map(|rows| Bucket::new(&row_ptr[rows.start..=rows.end], heads, device))
+        .collect()
 }
 
 /// What one more bucket costs, in attention scores computed for one head.

@@ -6,7 +6,7 @@ mod common;
 use common::{Golden, assert_close, floats, manifest, model_of, shape_of};
 use ilm_model::{
     AttentionMask, DenseBatch, Family, Model, ModelClass, ModelConfig, ModelShape, ParamEntry, Precision,
-    expected_length,
+    Recompute, expected_length,
 };
 
 const FILES: [&str; 13] = [
@@ -136,6 +136,7 @@ fn golden_initial_moments() {
             padding_idx: 0,
             max_length: if class.family() == Family::Gpt2 { 1024 } else { 64 },
             precision: Precision::Fp32,
+            recompute: Recompute::None,
         };
         let model = Model::new(shape, 5).unwrap();
         let entries = model.arena().layout().entries();

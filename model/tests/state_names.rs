@@ -1,7 +1,7 @@
 //! State-dict keys and shapes of every class, as the reference's documentation of its models lists them.
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-use ilm_model::{Family, HeadKind, ModelClass, ModelConfig, ModelShape, ParamLayout, Precision};
+use ilm_model::{Family, HeadKind, ModelClass, ModelConfig, ModelShape, ParamLayout, Precision, Recompute};
 
 const V: i64 = 31;
 const D: i64 = 12;
@@ -28,6 +28,7 @@ fn shape(class: ModelClass, with_norm: bool) -> ModelShape {
         padding_idx: 0,
         max_length: MAX_LENGTH,
         precision: Precision::Fp32,
+        recompute: Recompute::None,
     }
 }
 

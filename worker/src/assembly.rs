@@ -77,6 +77,7 @@ impl Assembly {
             padding_idx: i64::from(self.tokenizer.special().pad),
             max_length: config.max_length(),
             precision: config.trainer.precision,
+            recompute: config.trainer.recompute,
         }
     }
 

@@ -72,7 +72,7 @@ pub fn settings(model: &Architecture) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ilm_model::{ModelConfig, Precision};
+    use ilm_model::{ModelConfig, Precision, Recompute};
 
     #[test]
     fn both_lists_name_the_same_classes() {
@@ -106,6 +106,7 @@ mod tests {
                 padding_idx: 0,
                 max_length,
                 precision: Precision::Fp32,
+                recompute: Recompute::None,
             };
             let model = architecture(&shape, 2);
             // star_easy_mini_ilm names a rotary model, whose settings must not shine through; it has 27 tokens

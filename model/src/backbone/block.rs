@@ -1,23 +1,28 @@
 //! Pre-norm transformer blocks on packed rows, each with its own backward pass.
+//!
+//! A block begins behind its first norm and ends before the addition of its feed-forward part, because that addition is done
+//! together with the next norm.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::rotary::Turns;
 use crate::arena::Arena;
-use crate::attention::{self, AttentionTape};
 use crate::config::{Activation, ModelShape};
-use crate::dropout::{Dropout, Mask};
+use crate::dropout::Dropout;
 use crate::error::Result;
-use crate::layers::{LayerNorm, Linear, Taped};
+use crate::layers::{LayerNorm, Linear, operand_kind};
+use crate::ops::activation::{Activated, Curve, activate, activate_backward};
+use crate::ops::attention::{Attention, Tape};
+use crate::ops::norm::{Branch, Normed, add_norm, add_norm_backward};
 use crate::parts::Parts;
-use crate::plan::Bucket;
+use crate::plan::Plan;
+use crate::turns::Turns;
 
 /// What every block of one micro-batch shares.
 #[derive(Debug)]
 pub(super) struct Flow<'a> {
+    pub(super) plan: &'a Plan,
     /// None if positions are in the embedding.
     pub(super) turns: Option<Turns>,
-    pub(super) buckets: &'a [Bucket],
     pub(super) dropout: Dropout,
 }
 
@@ -30,8 +35,7 @@ pub(crate) struct Block {
     norm2: LayerNorm,
     widen: Linear,
     narrow: Linear,
-    activation: Activation,
-    gelu: &'static str,
+    curve: Curve,
     heads: i64,
     index: u64,
 }
@@ -39,17 +43,25 @@ pub(crate) struct Block {
 /// What a block's backward needs from its forward.
 #[derive(Debug)]
 pub(super) struct BlockTape {
-    norm1: Taped,
-    normed1: Tensor,
-    attention: AttentionTape,
+    normed1: Normed,
+    attention: Tape,
     context: Tensor,
-    mask1: Mask,
-    norm2: Taped,
-    normed2: Tensor,
-    /// Before the activation for GELU, after it for ReLU (whose gradient needs only the sign).
-    widened: Tensor,
-    activated: Tensor,
-    mask2: Mask,
+    normed2: Normed,
+    activated: Activated,
+}
+
+impl BlockTape {
+    /// The block's input, [N, d].
+    pub(super) fn input(&self) -> &Tensor {
+        &self.normed1.sum
+    }
+}
+
+/// Where a block ends: the stream, and what is still to be added to it.
+#[derive(Debug)]
+pub(super) struct Open<'a> {
+    pub(super) stream: Tensor,
+    pub(super) branch: Option<Branch<'a>>,
 }
 
 impl Block {
@@ -60,9 +72,14 @@ impl Block {
 
     fn new(arena: &Arena, shape: &ModelShape, index: i64) -> Result<Self> {
         let parts = Parts::of(shape.config.class);
-        let (eps, precision) = (shape.config.layer_norm_eps, shape.precision);
-        let norm = |part| LayerNorm::new(arena, &parts.in_block(index, part), parts.biased, eps);
-        let linear = |part, biased| Linear::new(arena, &parts.in_block(index, part), biased, precision);
+        let (eps, kind) = (shape.config.layer_norm_eps, operand_kind(shape.precision));
+        let norm = |part| LayerNorm::new(arena, &parts.in_block(index, part), parts.biased, eps, kind);
+        let linear = |part, biased| Linear::new(arena, &parts.in_block(index, part), biased);
+        let curve = match (shape.config.activation, parts.gelu) {
+            (Activation::Relu, _) => Curve::Relu,
+            (Activation::Gelu, Curve::ErfGelu) => Curve::ErfGelu,
+            (Activation::Gelu, _) => Curve::TanhGelu,
+        };
         Ok(Self {
             norm1: norm(parts.norm1)?,
             qkv: linear(parts.qkv, false)?,
@@ -70,79 +87,71 @@ impl Block {
             norm2: norm(parts.norm2)?,
             widen: linear(parts.widen, parts.biased)?,
             narrow: linear(parts.narrow, parts.biased)?,
-            activation: shape.config.activation,
-            gelu: parts.gelu,
+            curve,
             heads: shape.config.nhead,
             index: index as u64,
         })
     }
 
-    /// [N, d] -> [N, d].
-    pub(super) fn forward(&self, x: &Tensor, flow: &Flow) -> Result<(Tensor, BlockTape)> {
-        let dropout = flow.dropout.site(self.index);
-        let (normed1, norm1) = self.norm1.forward(x)?;
-        let qkv = self.qkv.forward(&normed1)?.f_view([x.size()[0], 3, self.heads, -1])?;
-        if let Some(turns) = &flow.turns {
-            turns.apply_(&qkv.f_narrow(1, 0, 2)?)?;
-        }
-        let (context, attention) = attention::forward(&qkv, flow.buckets, dropout.site(0))?;
-        let (mut middle, mask1) = dropout.site(1).apply(self.project.forward(&context)?)?;
-        let middle = middle.f_add_(x)?;
+    /// Closes what is open and goes through the block.
+    pub(super) fn forward<'a>(&'a self, open: Open, flow: &Flow) -> Result<(Open<'a>, BlockTape)> {
+        let normed1 = add_norm(&open.stream, open.branch, &self.norm1.weights())?;
+        let kind = self.qkv.kind();
+        let tokens = normed1.sum.size()[0];
+        let qkv = self.qkv.product(&normed1.normed)?.f_view([tokens, 3, self.heads, -1])?;
+        let (context, attention) = self.attention(flow, kind).forward(qkv)?;
+        let values = self.project.product(&context)?;
+        let branch = Branch { values, bias: None, dropout: self.dropout(flow, 1) };
 
-        let (normed2, norm2) = self.norm2.forward(&middle)?;
-        let (widened, activated) = self.activate(self.widen.forward(&normed2)?)?;
-        let (mut out, mask2) = dropout.site(2).apply(self.narrow.forward(&activated)?)?;
-        let out = out.f_add_(&middle)?;
-        let tape = BlockTape {
-            norm1,
-            normed1,
-            attention,
-            context,
-            mask1,
-            norm2,
-            normed2,
-            widened,
-            activated,
-            mask2,
-        };
-        Ok((out, tape))
+        let normed2 = add_norm(&normed1.sum, Some(branch), &self.norm2.weights())?;
+        let widened = self.widen.product(&normed2.normed)?;
+        let activated = activate(&widened, self.widen.bias(), self.curve, kind)?;
+        let values = self.narrow.product(&activated.out)?;
+        let branch = Branch { values, bias: self.narrow.bias(), dropout: self.dropout(flow, 2) };
+        let open = Open { stream: normed2.sum.shallow_clone(), branch: Some(branch) };
+        Ok((open, BlockTape { normed1, attention, context, normed2, activated }))
     }
 
-    /// Adds the block's gradients and returns that of its input.
-    pub(super) fn backward(&self, tape: BlockTape, grad: &Tensor, flow: &Flow) -> Result<Tensor> {
-        let branch = tape.mask2.backward(grad)?;
-        let widened = self.narrow.backward(&tape.activated, &branch)?;
-        let widened = self.activate_backward(&tape.widened, widened)?;
-        let normed = self.widen.backward(&tape.normed2, &widened)?;
-        let middle = self.norm2.backward(tape.norm2, &normed)?.f_add_(grad)?;
+    /// Given the gradients of the stream and of the branch at the block's end, makes the former that at the block's begin and
+    /// adds the parameters'. With a block before this one, gives the gradient of its branch.
+    pub(super) fn backward(
+        &self,
+        tape: BlockTape,
+        stream: &mut Tensor,
+        branch: &Tensor,
+        before: Option<&Self>,
+        flow: &Flow,
+    ) -> Result<Option<Tensor>> {
+        let widened = self.narrow.product_backward(&tape.activated.out, branch)?;
+        let widened = activate_backward(&widened, &tape.activated, self.widen.bias_grad(), self.curve)?;
+        let normed = self.widen.product_backward(&tape.normed2.normed, &widened)?;
+        let end = Some((self.dropout(flow, 1), None));
+        let branch = add_norm_backward(stream, &normed, &tape.normed2, &self.norm2.weights(), end)?;
 
-        let branch = tape.mask1.backward(&middle)?;
-        let context = self.project.backward(&tape.context, &branch)?;
-        let qkv = attention::backward(tape.attention, flow.buckets, &context, self.heads)?;
-        if let Some(turns) = &flow.turns {
-            turns.undo_(&qkv.f_narrow(1, 0, 2)?)?;
-        }
-        let normed = self.qkv.backward(&tape.normed1, &qkv.f_view([grad.size()[0], -1])?)?;
-        Ok(self.norm1.backward(tape.norm1, &normed)?.f_add_(&middle)?)
+        let branch = branch.expect("the gradient of a branch was asked for");
+        let context = self.project.product_backward(&tape.context, &branch)?;
+        let attention = self.attention(flow, self.qkv.kind());
+        let qkv = attention.backward(tape.attention, &tape.context, &context, self.heads)?;
+        let normed = self.qkv.product_backward(&tape.normed1.normed, &qkv)?;
+        let end = before.map(|before| before.end(flow));
+        add_norm_backward(stream, &normed, &tape.normed1, &self.norm1.weights(), end)
     }
 
-    fn activate(&self, mut widened: Tensor) -> Result<(Tensor, Tensor)> {
-        Ok(match self.activation {
-            Activation::Relu => {
-                let activated = widened.f_relu_()?;
-                (widened, activated)
-            }
-            Activation::Gelu => {
-                let activated = widened.f_gelu(self.gelu)?;
-                (widened, activated)
-            }
-        })
+    /// Dropout and gradient of the bias of the branch that is open at the block's end.
+    pub(super) fn end(&self, flow: &Flow) -> (Dropout, Option<&Tensor>) {
+        (self.dropout(flow, 2), self.narrow.bias_grad())
     }
 
-    fn activate_backward(&self, widened: &Tensor, grad: Tensor) -> Result<Tensor> {
-        Ok(match self.activation {
-            Activation::Relu => widened.f_threshold_backward_grad_input(&grad, &grad, 0)?,
-            Activation::Gelu => widened.f_gelu_backward(&grad, self.gelu)?,
-        })
+    /// Type of the block's products.
+    pub(super) fn kind(&self) -> Kind {
+        self.narrow.kind()
+    }
+
+    fn attention<'a>(&self, flow: &'a Flow, kind: Kind) -> Attention<'a> {
+        Attention { plan: flow.plan, turns: flow.turns.as_ref(), dropout: self.dropout(flow, 0), kind }
+    }
+
+    fn dropout(&self, flow: &Flow, place: u64) -> Dropout {
+        flow.dropout.site(self.index).site(place)
     }
 }

@@ -1,16 +1,16 @@
 //! The GPT-2 family: a learned vector of each position is added to that of the token.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::rotary::Turns;
 use super::{Backbone, Block, Embedding};
 use crate::arena::Arena;
 use crate::config::ModelShape;
-use crate::dropout::{Dropout, Mask};
+use crate::dropout::Dropout;
 use crate::error::Result;
 use crate::layers::LayerNorm;
 use crate::layout::Init;
 use crate::plan::Plan;
+use crate::turns::Turns;
 
 /// Standard deviation of the initial matrices.
 pub(crate) const STD: f64 = 0.02;
@@ -38,7 +38,7 @@ impl Gpt2Backbone {
             tokens: Embedding::new(arena, TOKENS, Some(shape.padding_idx))?,
             positions: Embedding::new(arena, POSITIONS, None)?,
             blocks: Block::stack(arena, shape)?,
-            last_norm: LayerNorm::last(arena, shape)?,
+            last_norm: LayerNorm::last(arena, shape, Kind::Float)?,
         })
     }
 }
@@ -48,13 +48,13 @@ impl Backbone for Gpt2Backbone {
         &self.blocks
     }
 
-    fn embed(&self, plan: &Plan, dropout: Dropout) -> Result<(Tensor, Mask)> {
+    fn embed(&self, plan: &Plan, dropout: Dropout) -> Result<Tensor> {
         let sum = self.tokens.forward(&plan.tokens)?.f_add_(&self.positions.forward(&plan.positions)?)?;
         dropout.site(u64::MAX).apply(sum)
     }
 
-    fn embed_backward(&self, plan: &Plan, mask: &Mask, grad: Tensor) -> Result<()> {
-        let grad = mask.backward(&grad)?;
+    fn embed_backward(&self, plan: &Plan, dropout: Dropout, grad: Tensor) -> Result<()> {
+        let grad = dropout.site(u64::MAX).apply(grad)?;
         self.positions.backward(&plan.positions, grad.shallow_clone())?;
         self.tokens.backward(&plan.tokens, grad)
     }

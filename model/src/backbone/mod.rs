@@ -8,18 +8,19 @@ mod rotary;
 use tch::Tensor;
 
 pub(crate) use block::Block;
-use block::{BlockTape, Flow};
+use block::{BlockTape, Flow, Open};
 use embedding::Embedding;
 pub(crate) use gpt2::STD as GPT2_STD;
-use rotary::Turns;
 
 use crate::arena::Arena;
-use crate::config::{Family, ModelShape};
-use crate::dropout::{Dropout, Mask};
+use crate::config::{Family, ModelShape, Recompute};
+use crate::dropout::Dropout;
 use crate::error::Result;
-use crate::layers::{LayerNorm, Taped};
+use crate::layers::LayerNorm;
 use crate::layout::Init;
+use crate::ops::norm::{Normed, add, add_backward, add_norm, add_norm_backward};
 use crate::plan::Plan;
+use crate::turns::Turns;
 
 /// A stack of blocks over embedded tokens. Loss and predictor see nothing else of a family.
 pub(crate) trait Backbone: std::fmt::Debug + Send {
@@ -27,10 +28,10 @@ pub(crate) trait Backbone: std::fmt::Debug + Send {
     fn blocks(&self) -> &[Block];
 
     /// The plan's tokens at their positions, [N, d].
-    fn embed(&self, plan: &Plan, dropout: Dropout) -> Result<(Tensor, Mask)>;
+    fn embed(&self, plan: &Plan, dropout: Dropout) -> Result<Tensor>;
 
     /// Adds the embeddings' gradients; the values of `grad` may be changed.
-    fn embed_backward(&self, plan: &Plan, mask: &Mask, grad: Tensor) -> Result<()>;
+    fn embed_backward(&self, plan: &Plan, dropout: Dropout, grad: Tensor) -> Result<()>;
 
     /// How queries and keys are turned by their positions; none if they are not.
     fn turns(&self, plan: &Plan) -> Result<Option<Turns>>;
@@ -43,9 +44,14 @@ pub(crate) trait Backbone: std::fmt::Debug + Send {
 pub(crate) struct Encoded<'a> {
     pub(crate) hidden: Tensor,
     flow: Flow<'a>,
-    embedded: Mask,
-    tapes: Vec<BlockTape>,
-    last_norm: Option<Taped>,
+    tapes: Vec<Tape>,
+    last_norm: Option<Normed>,
+}
+
+/// What is kept of a block's forward pass: all, or its input, from which the rest is computed again.
+enum Tape {
+    All(BlockTape),
+    Input(Tensor),
 }
 
 /// The family's backbone on an arena laid out for `shape`.
@@ -65,56 +71,112 @@ pub(crate) fn embeddings(shape: &ModelShape) -> Vec<(&'static str, i64, Init)> {
 }
 
 impl dyn Backbone {
-    /// Forward with all that backward needs.
-    pub(crate) fn encode<'a>(&self, plan: &'a Plan, dropout: Dropout) -> Result<Encoded<'a>> {
-        let flow = Flow { turns: self.turns(plan)?, buckets: &plan.buckets, dropout };
-        let (mut hidden, embedded) = self.embed(plan, dropout)?;
+    /// Forward with all that backward needs, or with what it can be computed from.
+    pub(crate) fn encode<'a>(
+        &self,
+        plan: &'a Plan,
+        dropout: Dropout,
+        recompute: Recompute,
+    ) -> Result<Encoded<'a>> {
+        let flow = self.flow(plan, dropout)?;
         let mut tapes = Vec::with_capacity(self.blocks().len());
-        for block in self.blocks() {
-            let (out, tape) = block.forward(&hidden, &flow)?;
-            hidden = out;
-            tapes.push(tape);
-        }
-        let mut last_norm = None;
-        if let Some(norm) = self.last_norm() {
-            let (normed, tape) = norm.forward(&hidden)?;
-            (hidden, last_norm) = (normed, Some(tape));
-        }
-        Ok(Encoded { hidden, flow, embedded, tapes, last_norm })
+        let open = self.run(&flow, |tape| {
+            tapes.push(match recompute {
+                Recompute::None => Tape::All(tape),
+                Recompute::Blocks => Tape::Input(tape.input().shallow_clone()),
+            });
+        })?;
+        let (hidden, last_norm) = self.close(open)?;
+        Ok(Encoded { hidden, flow, tapes, last_norm })
     }
 
     /// Adds all gradients, given that of the hidden states; `on_ready` is called before the last block, behind every block, and
     /// at the end.
     pub(crate) fn backward(
         &self,
-        plan: &Plan,
         encoded: Encoded,
-        mut grad: Tensor,
+        hidden: Tensor,
         on_ready: &mut dyn FnMut(),
     ) -> Result<()> {
-        if let (Some(norm), Some(tape)) = (self.last_norm(), encoded.last_norm) {
-            grad = norm.backward(tape, &grad)?;
-        }
+        let Encoded { flow, tapes, last_norm, .. } = encoded;
+        let (mut stream, mut branch) = self.open(&flow, last_norm, hidden)?;
         on_ready();
-        for (block, tape) in self.blocks().iter().zip(encoded.tapes).rev() {
-            grad = block.backward(tape, &grad, &encoded.flow)?;
+        for (index, tape) in tapes.into_iter().enumerate().rev() {
+            let block = &self.blocks()[index];
+            let tape = match tape {
+                Tape::All(tape) => tape,
+                Tape::Input(stream) => block.forward(Open { stream, branch: None }, &flow)?.1,
+            };
+            let before = index.checked_sub(1).map(|before| &self.blocks()[before]);
+            if let Some(end) = branch.take() {
+                branch = block.backward(tape, &mut stream, &end, before, &flow)?;
+            }
             on_ready();
         }
-        self.embed_backward(plan, &encoded.embedded, grad)?;
+        self.embed_backward(flow.plan, flow.dropout, stream)?;
         on_ready();
         Ok(())
     }
 
     /// Hidden states [N, d] without dropout.
     pub(crate) fn hidden(&self, plan: &Plan) -> Result<Tensor> {
-        let flow = Flow { turns: self.turns(plan)?, buckets: &plan.buckets, dropout: Dropout::OFF };
-        let mut hidden = self.embed(plan, Dropout::OFF)?.0;
+        let flow = self.flow(plan, Dropout::OFF)?;
+        let open = self.run(&flow, drop)?;
+        Ok(self.close(open)?.0)
+    }
+
+    fn flow<'a>(&self, plan: &'a Plan, dropout: Dropout) -> Result<Flow<'a>> {
+        Ok(Flow { plan, turns: self.turns(plan)?, dropout })
+    }
+
+    /// Goes through all blocks.
+    fn run(&self, flow: &Flow, mut keep: impl FnMut(BlockTape)) -> Result<Open<'_>> {
+        let mut open = Open { stream: self.embed(flow.plan, flow.dropout)?, branch: None };
         for block in self.blocks() {
-            hidden = block.forward(&hidden, &flow)?.0;
+            let (next, tape) = block.forward(open, flow)?;
+            open = next;
+            keep(tape);
         }
-        Ok(match self.last_norm() {
-            Some(norm) => norm.forward(&hidden)?.0,
-            None => hidden,
+        Ok(open)
+    }
+
+    /// The hidden states that the last block leaves.
+    fn close(&self, open: Open) -> Result<(Tensor, Option<Normed>)> {
+        if let Some(norm) = self.last_norm() {
+            let normed = add_norm(&open.stream, open.branch, &norm.weights())?;
+            return Ok((normed.normed.shallow_clone(), Some(normed)));
+        }
+        Ok(match open.branch {
+            Some(branch) => (add(&open.stream, branch)?, None),
+            None => (open.stream, None),
         })
+    }
+
+    /// The gradients of stream and branch at the end of the last block, given that of the hidden states.
+    fn open(
+        &self,
+        flow: &Flow,
+        last_norm: Option<Normed>,
+        hidden: Tensor,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let last = self.blocks().last();
+        if let (Some(norm), Some(saved)) = (self.last_norm(), last_norm) {
+            let mut stream = hidden.f_zeros_like()?;
+            let mut branch = None;
+            if let Some(end) = last.map(|block| block.end(flow)) {
+                // in f32, the norm's own type; the block's products want theirs
+                let grad = add_norm_backward(&mut stream, &hidden, &saved, &norm.weights(), Some(end))?;
+                branch = last.zip(grad).map(|(last, grad)| grad.f_to_kind(last.kind())).transpose()?;
+            }
+            return Ok((stream, branch));
+        }
+        let branch = match last {
+            Some(last) => {
+                let (dropout, bias) = last.end(flow);
+                Some(add_backward(&hidden, dropout, bias, last.kind())?)
+            }
+            None => None,
+        };
+        Ok((hidden, branch))
     }
 }

@@ -5,11 +5,12 @@ use tch::{Device, Kind, Tensor};
 use super::{Backbone, Block, Embedding};
 use crate::arena::Arena;
 use crate::config::ModelShape;
-use crate::dropout::{Dropout, Mask};
+use crate::dropout::Dropout;
 use crate::error::Result;
 use crate::layers::LayerNorm;
 use crate::layout::Init;
 use crate::plan::Plan;
+use crate::turns::Turns;
 
 const TOKENS: &str = "embed_tokens";
 
@@ -30,7 +31,7 @@ impl RotaryBackbone {
     pub(super) fn new(arena: &Arena, shape: &ModelShape) -> Result<Self> {
         Ok(Self {
             tokens: Embedding::new(arena, TOKENS, Some(shape.padding_idx))?,
-            rotary: Rotary::new(shape.config.rotated(), shape.positions())?,
+            rotary: Rotary::new(shape.config.rotated(), shape.positions(), arena.device())?,
             blocks: Block::stack(arena, shape)?,
         })
     }
@@ -41,11 +42,11 @@ impl Backbone for RotaryBackbone {
         &self.blocks
     }
 
-    fn embed(&self, plan: &Plan, _: Dropout) -> Result<(Tensor, Mask)> {
-        Ok((self.tokens.forward(&plan.tokens)?, Mask::NONE))
+    fn embed(&self, plan: &Plan, _: Dropout) -> Result<Tensor> {
+        self.tokens.forward(&plan.tokens)
     }
 
-    fn embed_backward(&self, plan: &Plan, _: &Mask, grad: Tensor) -> Result<()> {
+    fn embed_backward(&self, plan: &Plan, _: Dropout, grad: Tensor) -> Result<()> {
         self.tokens.backward(&plan.tokens, grad)
     }
 
@@ -74,48 +75,17 @@ fn inv_freq(dim: i64) -> Result<Tensor> {
 }
 
 impl Rotary {
-    fn new(dim: i64, positions: i64) -> Result<Self> {
+    fn new(dim: i64, positions: i64, device: Device) -> Result<Self> {
         let positions = Tensor::f_arange(positions, (Kind::Float, Device::Cpu))?;
         let angles = positions.f_outer(&inv_freq(dim)?)?;
-        Ok(Self { cos: angles.f_cos()?, sin: angles.f_sin()? })
+        Ok(Self { cos: angles.f_cos()?.f_to_device(device)?, sin: angles.f_sin()?.f_to_device(device)? })
     }
 
     /// The turns of N packed tokens.
     fn at(&self, positions: &Tensor) -> Result<Turns> {
         let pick = |table: &Tensor| table.f_index_select(0, positions)?.f_unsqueeze(1)?.f_unsqueeze(1);
         let (cos, sin) = (pick(&self.cos)?, pick(&self.sin)?);
-        let minus_sin = sin.f_neg()?;
-        Ok(Turns { cos, sin, minus_sin })
-    }
-}
-
-/// Rotation of N packed tokens, [N, 1, 1, R/2] each.
-#[derive(Debug)]
-pub(crate) struct Turns {
-    cos: Tensor,
-    sin: Tensor,
-    minus_sin: Tensor,
-}
-
-impl Turns {
-    /// Turns `x` [N, S, H, h] in place: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) over the halves of the first R features.
-    pub(crate) fn apply_(&self, x: &Tensor) -> Result<()> {
-        self.turn_(x, &self.sin, &self.minus_sin)
-    }
-
-    /// The inverse of [`Turns::apply_`], which is also its gradient.
-    pub(crate) fn undo_(&self, x: &Tensor) -> Result<()> {
-        self.turn_(x, &self.minus_sin, &self.sin)
-    }
-
-    fn turn_(&self, x: &Tensor, sin: &Tensor, minus_sin: &Tensor) -> Result<()> {
-        let half = self.cos.size()[3];
-        let mut first = x.f_narrow(3, 0, half)?;
-        let mut second = x.f_narrow(3, half, half)?;
-        let turned = first.f_mul(sin)?;
-        let _ = first.f_mul_(&self.cos)?.f_addcmul_(&second, minus_sin)?;
-        let _ = second.f_mul_(&self.cos)?.f_add_(&turned)?;
-        Ok(())
+        Ok(Turns { cos, sin })
     }
 }
 
@@ -136,7 +106,7 @@ mod tests {
         let bytes = std::fs::read(test_support::golden_dir().join("rotary_embedding.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         for dim in [4, 8] {
-            let rotary = Rotary::new(dim, 17).unwrap();
+            let rotary = Rotary::new(dim, 17, Device::Cpu).unwrap();
             let close = |found: &Tensor, name: &str| {
                 let expected = load(&tensors, &format!("dim{dim}.{name}"));
                 assert_eq!(found.size(), expected.size());

@@ -7,5 +7,5 @@ mod predictor;
 
 pub use class::{Family, HeadKind, ModelClass};
 pub use loss::{LengthLoss, LossConfig};
-pub use model::{Activation, ModelConfig, ModelShape, Precision};
+pub use model::{Activation, ModelConfig, ModelShape, Precision, Recompute};
 pub use predictor::{PredictorConfig, SamplingMethod};

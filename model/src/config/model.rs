@@ -193,6 +193,19 @@ pub struct ModelShape {
     pub max_length: i64,
     /// Type of the matrix products.
     pub precision: Precision,
+    /// What training keeps of a forward pass.
+    pub recompute: Recompute,
+}
+
+/// What training keeps of a forward pass for its backward pass. Losses and gradients are the same bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// Everything.
+    #[default]
+    None,
+    /// The input of each block, which is computed again: a third more work for a fraction of the memory.
+    Blocks,
 }
 
 /// Type of the operands of the matrix products in blocks and output layer. Parameters, norms, softmax, losses and sums are

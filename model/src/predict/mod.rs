@@ -126,7 +126,7 @@ impl Predictor {
     fn step(&self, model: &Model, rows: &mut [&mut Row], seed: u64, step: u64, forced: bool) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let plan = plan(model, rows)?;
-        let hidden = model.backbone.hidden(&plan)?;
+        let hidden = model.hidden(&plan)?;
         let classes = model.class_logits(&plan, &hidden)?.map(|logits| to_rows(&logits)).transpose()?;
         let mut going = Vec::new();
         for (place, &row) in plan.order.iter().enumerate() {
@@ -181,7 +181,9 @@ fn insert(
         .zip(&gaps)
         .flat_map(|(&place, gaps)| gaps.iter().map(move |&gap| plan.row_ptr[place] + gap as i64))
         .collect();
-    let logits = model.token_logits(&hidden.f_index_select(0, &Tensor::f_from_slice(&packed)?)?)?;
+    let logits = model.token_logits(
+        &hidden.f_index_select(0, &Tensor::f_from_slice(&packed)?.f_to_device(hidden.device())?)?,
+    )?;
     let ids: Vec<u64> = places.iter().map(|&place| rows[plan.order[place]].out.id).collect();
     let widths: Vec<usize> = gaps.iter().map(Vec::len).collect();
     let choices = chooser.choose(logits, &widths, &ids)?;
@@ -232,5 +234,5 @@ fn plan(model: &Model, rows: &[&mut Row]) -> Result<Plan> {
         tgt_counts: &[],
     };
     batch.validate(model.shape())?;
-    Plan::new(&batch, model.shape().config.nhead)
+    model.plan(&batch)
 }

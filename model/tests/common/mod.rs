@@ -6,7 +6,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ilm_model::{
-    Activation, Batch, Family, HeadKind, Model, ModelClass, ModelConfig, ModelShape, Precision, SpecialIds,
+    Activation, Batch, Family, HeadKind, Model, ModelClass, ModelConfig, ModelShape, Precision, Recompute,
+    SpecialIds,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -137,6 +138,7 @@ pub fn shape_of(class_name: &str, kwargs: &Value) -> ModelShape {
         padding_idx: int("padding_idx"),
         max_length: int("max_length"),
         precision: Precision::Fp32,
+        recompute: Recompute::None,
     }
 }
 
@@ -287,7 +289,14 @@ pub fn small_shape_of(class: ModelClass, dropout: f64) -> ModelShape {
         final_layer_without_normalization: Some(false),
         ..ModelConfig::default()
     };
-    ModelShape { config, num_embeddings: 19, padding_idx: 0, max_length: 64, precision: Precision::Fp32 }
+    ModelShape {
+        config,
+        num_embeddings: 19,
+        padding_idx: 0,
+        max_length: 64,
+        precision: Precision::Fp32,
+        recompute: Recompute::None,
+    }
 }
 
 pub fn assert_close(what: &str, found: &[f32], expected: &[f32], absolute: f32, relative: f32) {

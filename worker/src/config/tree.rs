@@ -2,7 +2,7 @@
 
 use checkpoints::config::CheckpointConfig;
 use data_pipeline::config::DataConfig;
-use ilm_model::config::{LossConfig, ModelConfig, Precision, PredictorConfig};
+use ilm_model::config::{LossConfig, ModelConfig, Precision, PredictorConfig, Recompute};
 use serde::{Deserialize, Serialize};
 
 /// Everything that defines a run.
@@ -139,6 +139,9 @@ pub struct TrainerConfig {
     pub max_steps: u64,
     /// Type of the matrix products.
     pub precision: Precision,
+    /// What is kept of a forward pass for its backward pass: everything, or the inputs of the blocks, which then take a third more
+    /// time and a fraction of the memory.
+    pub recompute: Recompute,
     /// Largest 2-norm of the gradient over all parameters.
     pub gradient_clip_val: f64,
     /// Largest decay of the running average of the parameters; none keeps no average.
@@ -158,6 +161,7 @@ impl Default for TrainerConfig {
         Self {
             max_steps: 1_000_000,
             precision: Precision::Fp32,
+            recompute: Recompute::None,
             gradient_clip_val: 1.0,
             ema_decay: Some(0.9999),
             log_every_n_steps: 50,

@@ -1,28 +1,86 @@
-//! Bidirectional attention inside each row, computed bucket by bucket on the packed buffer.
+//! Bidirectional attention inside each row of packed tokens, queries and keys turned by their positions.
 //!
-//! Without dropout libtorch's fused attention is used. Its dropout draws from a process-wide generator, slowly, so with dropout
-//! the probabilities are computed explicitly.
+//! Elsewhere than on the host, and with masks of the caller's, rows of similar length are computed together, bucket by bucket. Without
+//! dropout libtorch's fused attention is used there; its dropout draws from a process-wide generator, so with dropout the
+//! probabilities are computed explicitly.
 
 use tch::{Kind, Tensor};
 
 use crate::dropout::Dropout;
 use crate::error::Result;
+use crate::gemm::small::best_kind;
+use crate::kernels;
+use crate::kernels::attention::{Angles, Spans};
 use crate::layers::Taped;
-use crate::plan::Bucket;
+use crate::plan::{Bucket, Plan};
+use crate::turns::Turns;
 
-/// What backward needs from forward, per bucket.
+/// How attention is computed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attention<'a> {
+    pub(crate) plan: &'a Plan,
+    /// None if positions are in the embedding.
+    pub(crate) turns: Option<&'a Turns>,
+    pub(crate) dropout: Dropout,
+    /// Type of the context.
+    pub(crate) kind: Kind,
+}
+
+/// What backward needs from forward.
 #[derive(Debug)]
-pub(crate) struct AttentionTape(Vec<BucketTape>);
+pub(crate) enum Tape {
+    Kernel(kernels::attention::Tape),
+    Buckets(Vec<BucketTape>),
+}
+
+impl Attention<'_> {
+    /// `qkv` [N, 3, H, h] f32, which may be changed -> context [N, H h].
+    pub(crate) fn forward(self, qkv: Tensor) -> Result<(Tensor, Tape)> {
+        if self.plan.buckets.is_empty() {
+            let kind = best_kind(self.kind).unwrap_or(Kind::Float);
+            let (context, tape) = kernels::attention::forward(&qkv, self.spans(), kind)?;
+            return Ok((context.f_to_kind(self.kind)?, Tape::Kernel(tape)));
+        }
+        if let Some(turns) = self.turns {
+            turns.apply_(&qkv.f_narrow(1, 0, 2)?)?;
+        }
+        let (context, tape) = by_buckets(&qkv, &self.plan.buckets, self.dropout)?;
+        Ok((context.f_to_kind(self.kind)?, Tape::Buckets(tape)))
+    }
+
+    /// Gradient of `qkv` [N, 3 H h] of type `kind`, given context and its gradient [N, H h] (f32).
+    pub(crate) fn backward(self, tape: Tape, context: &Tensor, grad: &Tensor, heads: i64) -> Result<Tensor> {
+        let tape = match tape {
+            Tape::Kernel(tape) => {
+                let kind = best_kind(self.kind).unwrap_or(Kind::Float);
+                let context = context.f_to_kind(kind)?;
+                let out = kernels::attention::backward(&tape, self.spans(), &context, grad)?;
+                return Ok(out.f_to_kind(self.kind)?);
+            }
+            Tape::Buckets(tape) => tape,
+        };
+        let qkv = buckets_backward(tape, &self.plan.buckets, grad, heads)?;
+        if let Some(turns) = self.turns {
+            turns.undo_(&qkv.f_narrow(1, 0, 2)?)?;
+        }
+        Ok(qkv.f_view([grad.size()[0], -1])?.f_to_kind(self.kind)?)
+    }
+
+    fn spans(&self) -> Spans<'_> {
+        let angles = self.turns.map(|turns| Angles::new(&turns.cos, &turns.sin));
+        Spans { row_ptr: &self.plan.row_ptr, angles, dropout: self.dropout }
+    }
+}
 
 #[derive(Debug)]
-enum BucketTape {
+pub(crate) enum BucketTape {
     Fused(Taped),
     Explicit(Explicit),
 }
 
 /// Attention with dropout on its probabilities; all [rows * heads, width, ...].
 #[derive(Debug)]
-struct Explicit {
+pub(crate) struct Explicit {
     /// [3, rows * heads, width, h].
     parts: Tensor,
     probabilities: Tensor,
@@ -30,33 +88,33 @@ struct Explicit {
     dropped: Tensor,
 }
 
-/// `qkv` [N, 3, H, h] (queries and keys already rotated) -> [N, H h].
-pub(crate) fn forward(qkv: &Tensor, buckets: &[Bucket], dropout: Dropout) -> Result<(Tensor, AttentionTape)> {
+/// `qkv` [N, 3, H, h] (queries and keys already turned) -> [N, H h].
+fn by_buckets(qkv: &Tensor, buckets: &[Bucket], dropout: Dropout) -> Result<(Tensor, Vec<BucketTape>)> {
     let size = qkv.size();
     let (tokens, heads, width) = (size[0], size[2], size[3]);
     let context = Tensor::f_empty([tokens, heads, width], (qkv.kind(), qkv.device()))?;
     let mut tape = Vec::with_capacity(buckets.len());
-    for (index, bucket) in buckets.iter().enumerate() {
+    for bucket in buckets {
         let places = bucket.spread(&qkv.f_narrow(0, bucket.start, bucket.tokens)?)?;
         let places = places.f_view([bucket.rows, bucket.width, 3, heads, width])?;
-        let (out, bucket_tape) = if dropout.is_off() {
-            fused(&places, bucket)?
-        } else {
-            Explicit::forward(&places, bucket, dropout.site(index as u64))?
+        let mask = dropout.mask_of_rows(&bucket.queries(heads, tokens)?, bucket.width)?;
+        let (out, bucket_tape) = match mask {
+            None => fused(&places, bucket)?,
+            Some(mask) => Explicit::forward(&places, bucket, mask)?,
         };
         tape.push(bucket_tape);
         bucket.collect(&out.f_transpose(1, 2)?, &context.f_narrow(0, bucket.start, bucket.tokens)?)?;
     }
-    Ok((context.f_view([tokens, heads * width])?, AttentionTape(tape)))
+    Ok((context.f_view([tokens, heads * width])?, tape))
 }
 
 /// Gradient of `qkv` [N, 3, H, h], given that of the context [N, H h].
-pub(crate) fn backward(tape: AttentionTape, buckets: &[Bucket], grad: &Tensor, heads: i64) -> Result<Tensor> {
+fn buckets_backward(tape: Vec<BucketTape>, buckets: &[Bucket], grad: &Tensor, heads: i64) -> Result<Tensor> {
     let tokens = grad.size()[0];
     let width = grad.size()[1] / heads;
     let grad = grad.f_view([tokens, heads, width])?;
     let out = Tensor::f_empty([tokens, 3, heads, width], (grad.kind(), grad.device()))?;
-    for (bucket, tape) in buckets.iter().zip(tape.0) {
+    for (bucket, tape) in buckets.iter().zip(tape) {
         let places = bucket.spread_zero(&grad.f_narrow(0, bucket.start, bucket.tokens)?)?;
         let places = places.f_view([bucket.rows, bucket.width, heads, width])?.f_transpose(1, 2)?;
         let target = out.f_narrow(0, bucket.start, bucket.tokens)?;
@@ -96,7 +154,7 @@ fn fused(places: &Tensor, bucket: &Bucket) -> Result<(Tensor, BucketTape)> {
 
 impl Explicit {
     /// [rows, width, 3, H, h] -> [rows, H, width, h].
-    fn forward(places: &Tensor, bucket: &Bucket, dropout: Dropout) -> Result<(Tensor, BucketTape)> {
+    fn forward(places: &Tensor, bucket: &Bucket, mask: Tensor) -> Result<(Tensor, BucketTape)> {
         let size = places.size();
         let (rows, width, heads, head) = (size[0], size[1], size[3], size[4]);
         let parts =
@@ -108,7 +166,7 @@ impl Explicit {
         };
         let scores = bias.f_baddbmm(&query, &key.f_transpose(1, 2)?, beta, scale(&parts))?;
         let probabilities = scores.f_softmax(-1, Kind::Float)?;
-        let mask = dropout.mask(&probabilities.size())?;
+        let mask = mask.f_view_as(&probabilities)?;
         let dropped = probabilities.f_mul(&mask)?;
         let out = dropped.f_bmm(&value)?.f_view([rows, heads, width, head])?;
         Ok((out, BucketTape::Explicit(Self { parts, probabilities, mask, dropped })))
@@ -137,6 +195,19 @@ fn scale(parts: &Tensor) -> f64 {
 }
 
 impl Bucket {
+    /// Numbers of the queries [rows * heads * width] among all of all heads, by which their dropout is drawn.
+    fn queries(&self, heads: i64, tokens: i64) -> Result<Tensor> {
+        let options = (Kind::Int64, self.device);
+        let within = Tensor::f_arange(self.rows * self.width, options)?;
+        let within = match &self.padding {
+            None => within,
+            Some(padding) => padding.token_of_place.shallow_clone(),
+        };
+        let places = within.f_add_scalar(self.start)?.f_view([self.rows, 1, self.width])?;
+        let heads = Tensor::f_arange(heads, options)?.f_mul_scalar(tokens)?.f_view([1, -1, 1])?;
+        Ok(places.f_add(&heads)?.f_view([-1])?)
+    }
+
     /// Packed tokens -> padded places; padding repeats a real token, which the score bias hides.
     fn spread(&self, packed: &Tensor) -> Result<Tensor> {
         Ok(match &self.padding {

@@ -1,0 +1,30 @@
+//! What is computed on the host between the products, each in one pass over memory on all threads.
+//!
+//! Every kernel has a twin made of libtorch's operations (`ops`), which runs on any device and says what the kernel computes;
+//! tests compare the two.
+
+pub(crate) mod activation;
+pub(crate) mod attention;
+pub(crate) mod norm;
+pub(crate) mod operand;
+pub(crate) mod residual;
+pub(crate) mod simd;
+pub(crate) mod softmax;
+
+/// Rows that one task of a loop takes. Fixed, because sums over rows are added task by task.
+const ROWS: usize = 16;
+
+/// Adds the `width` sums of every task to `target`, in the order of tasks.
+fn add_partial_sums(partials: &[f32], width: usize, target: &mut [f32]) {
+    const COLUMNS: usize = 256;
+    let columns = target[..width].chunks_mut(COLUMNS).enumerate().collect();
+    crate::parallel::for_each_item(columns, |(index, target): (usize, &mut [f32])| {
+        simd::widest(|| {
+            for partial in partials.chunks_exact(width) {
+                for (sum, value) in target.iter_mut().zip(&partial[index * COLUMNS..]) {
+                    *sum += value;
+                }
+            }
+        });
+    });
+}

@@ -1,0 +1,171 @@
+//! Code for the widest vectors that the processor has, from loops that the compiler vectorises.
+
+use std::sync::LazyLock;
+
+/// Runs `work` compiled for the widest vectors of this processor. Everything that `work` calls must be inlined into it.
+#[inline(always)]
+pub(crate) fn widest<R>(work: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    match *LEVEL {
+        // SAFETY: the processor has these instructions.
+        Level::Avx512 => return unsafe { avx512(work) },
+        // SAFETY: the processor has these instructions.
+        Level::Avx2 => return unsafe { avx2(work) },
+        Level::Plain => {}
+    }
+    work()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+enum Level {
+    Plain,
+    Avx2,
+    Avx512,
+}
+
+#[cfg(target_arch = "x86_64")]
+static LEVEL: LazyLock<Level> = LazyLock::new(|| {
+    let has = |names: [bool; 4]| names.iter().all(|&has| has);
+    if has([
+        is_x86_feature_detected!("avx512f"),
+        is_x86_feature_detected!("avx512bw"),
+        is_x86_feature_detected!("avx512dq"),
+        is_x86_feature_detected!("avx512vl"),
+    ]) {
+        Level::Avx512
+    } else if is_x86_feature_detected!("avx2") {
+        Level::Avx2
+    } else {
+        Level::Plain
+    }
+});
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn avx512<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn avx2<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+/// Sums that are added side by side, so that they fill vectors.
+pub(crate) const LANES: usize = 32;
+
+/// The sum of `value(i)` for i below `len`, in an order that does not depend on the processor.
+#[inline(always)]
+pub(crate) fn sum(len: usize, value: impl Fn(usize) -> f32) -> f32 {
+    let mut sums = [0.0; LANES];
+    let whole = len - len % LANES;
+    let mut at = 0;
+    while at < whole {
+        for lane in 0..LANES {
+            sums[lane] += value(at + lane);
+        }
+        at += LANES;
+    }
+    for (lane, sum) in sums.iter_mut().enumerate().take(len - whole) {
+        *sum += value(whole + lane);
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+    }
+    sums[0]
+}
+
+/// The largest value; NaN is passed over.
+#[inline(always)]
+pub(crate) fn max(values: &[f32]) -> f32 {
+    let mut tops = [f32::NEG_INFINITY; LANES];
+    let (groups, rest) = values.as_chunks::<LANES>();
+    for group in groups {
+        for lane in 0..LANES {
+            tops[lane] = if group[lane] > tops[lane] { group[lane] } else { tops[lane] };
+        }
+    }
+    tops.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// e to the x within 2 units in the last place; 0 below the smallest normal number, NaN stays NaN.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const LEAST: f32 = -87.336_54;
+    const MOST: f32 = 88.376_26;
+    // Adding it leaves a whole number in the low bits of the sum.
+    const SHIFT: f32 = 12_582_912.0;
+    let clamped = if x < LEAST { LEAST } else { x };
+    let clamped = if clamped > MOST { MOST } else { clamped };
+    let shifted = clamped * std::f32::consts::LOG2_E + SHIFT;
+    let whole = shifted - SHIFT;
+    let rest = clamped - whole * 0.693_359_4 - whole * -2.121_944_4e-4;
+    // Cephes' polynomial for e^r on |r| <= ln 2 / 2
+    let mut poly = 1.987_569_2e-4;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        poly = poly * rest + coefficient;
+    }
+    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    let value = (poly * rest * rest + rest + 1.0) * power;
+    if x < LEAST { 0.0 } else { value }
+}
+
+/// The error function within 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+#[inline(always)]
+pub(crate) fn erf(x: f32) -> f32 {
+    let size = x.abs();
+    let t = 1.0 / (1.0 + 0.327_591_1 * size);
+    let mut poly = 1.061_405_4;
+    for coefficient in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+        poly = poly * t + coefficient;
+    }
+    (1.0 - poly * t * exp(-size * size)).copysign(x)
+}
+
+/// The hyperbolic tangent, from [`exp`].
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    let decay = exp(-2.0 * x.abs());
+    ((1.0 - decay) / (1.0 + decay)).copysign(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(found: impl Fn(f32) -> f32, expected: impl Fn(f64) -> f64, relative: f64, absolute: f64) {
+        for step in -120_000..=120_000 {
+            let x = step as f32 * 7e-4;
+            let (found, expected) = (f64::from(found(x)), expected(f64::from(x)));
+            let bound = absolute + relative * expected.abs();
+            assert!((found - expected).abs() <= bound, "{x}: {found} {expected}");
+        }
+    }
+
+    #[test]
+    fn functions_are_close_to_exact() {
+        check(|x| widest(|| exp(x)), f64::exp, 3e-7, 1e-37);
+        check(|x| widest(|| tanh(x)), f64::tanh, 4e-7, 2e-7);
+        assert_eq!((exp(f32::NEG_INFINITY), exp(0.0)), (0.0, 1.0));
+        assert!(exp(f32::NAN).is_nan() && exp(1e9).is_finite());
+        // erf(0.5), erf(-1), erf(2)
+        for (x, expected) in [(0.5, 0.520_499_9), (-1.0, -0.842_700_8), (2.0, 0.995_322_3), (0.0, 0.0)] {
+            assert!((erf(x) - expected).abs() < 3e-7, "{x}");
+        }
+    }
+
+    #[test]
+    fn sums_and_maxima_take_every_element() {
+        for len in [0, 1, 31, 32, 33, 100] {
+            let values: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            assert_eq!(sum(len, |i| values[i]), (len * len.saturating_sub(1) / 2) as f32);
+            assert_eq!(max(&values), values.last().copied().unwrap_or(f32::NEG_INFINITY));
+        }
+    }
+}
