@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::comm::{CommError, abort_process};
 use crate::complain;
 use crate::config::ConfigError;
+use crate::device::DeviceError;
 use crate::generate::RequestError;
 use crate::run_dir::RunDirError;
 use crate::train::{Incompatible, NonFinite, PeerFailed};
@@ -40,7 +41,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
         return Some(if data.is_config() { USAGE } else { DATA });
     }
     let known = [
-        (cause.is::<ConfigError>() || cause.is::<ilm_model::Error>(), USAGE),
+        (cause.is::<ConfigError>() || cause.is::<DeviceError>() || cause.is::<ilm_model::Error>(), USAGE),
         (cause.is::<checkpoints::Error>() || cause.is::<RunDirError>(), CHECKPOINT),
         (cause.is::<Incompatible>() || cause.is::<PeerFailed>(), CHECKPOINT),
         (cause.is::<RequestError>(), DATA),

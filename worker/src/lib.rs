@@ -7,6 +7,7 @@ pub mod assembly;
 pub mod cli;
 pub mod comm;
 pub mod config;
+pub mod device;
 pub mod eval;
 pub mod exit;
 pub mod generate;

@@ -18,6 +18,7 @@ use std::time::Duration;
 pub use self::buckets::BucketPlan;
 pub use self::cuda::{CudaRuntime, Gpu};
 pub use self::dynamic::GpuError;
+pub(crate) use self::dynamic::reason;
 pub use self::exchange::{Alone, Exchange, ExchangeOp, FlatMemory};
 pub use self::launch_env::LaunchEnv;
 pub use self::mpi::{Mpi, abort_on_panic, abort_process};

@@ -14,6 +14,7 @@ use crate::assembly::Assembly;
 use crate::cli::TrainArgs;
 use crate::comm::{Collectives, LaunchEnv, assert_equal, connect};
 use crate::config::{self, Experiment, Resolved};
+use crate::device::RankDevice;
 use crate::run_dir::{RunDir, replace_file};
 use crate::say;
 use crate::signals::StopRequest;
@@ -95,11 +96,12 @@ impl Run<'_> {
     fn start(&self, comm: &mut dyn Collectives) -> anyhow::Result<i32> {
         let threads = threads::threads_per_rank(comm, self.config().trainer.threads)?;
         threads::set_threads(threads);
-        let model = self.assembly.build_model(self.config())?;
+        let device = RankDevice::select(comm, self.config().trainer.device)?;
+        let model = self.assembly.build_model(self.config(), device.device())?;
         let mut state = TrainState::new(model, self.config());
         if self.args.dry_run {
             if comm.rank() == 0 {
-                say!("{}", self.banner(&state, comm.world_size(), threads));
+                say!("{}", self.banner(&state, comm.world_size(), threads).line("device", device.describe()));
             }
             return Ok(exit::OK);
         }
@@ -112,7 +114,7 @@ impl Run<'_> {
         if comm.rank() == 0 {
             replace_file(&self.run_dir.config(), &self.resolved.render())?;
             replace_file(&self.run_dir.dataset(), &serde_json::to_string_pretty(&self.dataset.manifest())?)?;
-            say!("{}", self.banner(&state, comm.world_size(), threads));
+            say!("{}", self.banner(&state, comm.world_size(), threads).line("device", device.describe()));
         }
         let saver = Saver::new(store, facts, comm, self.config(), &state)?;
         Steps { run: self, comm, saver, stall: Duration::ZERO }.run(&mut state)
