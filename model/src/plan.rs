@@ -194,7 +194,7 @@ fn score_bias(sees: &[bool], [rows, queries, width]: [i64; 3], heads: i64, devic
 }
 
 /// The buckets of sorted rows.
-fn buckets(row_ptr: &[i64], heads: i64, device: Device) -> Result<Vec<Bucket>> {
+pub(crate) fn buckets(row_ptr: &[i64], heads: i64, device: Device) -> Result<Vec<Bucket>> {
     cut(row_ptr, heads)
         .into_iter()
         .map(|rows| Bucket::new(&row_ptr[rows.start..=rows.end], heads, device))

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::bench::Group;
+
 /// Trains and evaluates insertion language models.
 #[derive(Debug, Parser)]
 #[command(name = "ilm-worker", version, about, after_help = AFTER_HELP)]
@@ -48,6 +50,8 @@ pub enum Command {
     Prepare(PrepareArgs),
     /// Trains a tokenizer on the texts of data.train.
     TrainTokenizer(TrainTokenizerArgs),
+    /// Measures training and its parts on this machine; prints JSON, a figure a line.
+    Bench(BenchArgs),
 }
 
 /// Where group files are looked for.
@@ -308,6 +312,73 @@ pub enum TokenizerKindArg {
     Bpe,
     /// Lower-case word pieces as BERT's.
     Wordpiece,
+}
+
+/// `ilm-worker bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// What is measured.
+    #[arg(value_enum, default_value = "all")]
+    pub group: BenchGroupArg,
+    /// Measure this experiment on its own data instead of the built-in cases.
+    #[arg(long, value_name = "NAME", conflicts_with = "case")]
+    pub experiment: Option<String>,
+    /// Own group files.
+    #[command(flatten)]
+    pub config_dir: ConfigDirArgs,
+    /// Measure only this case, DATA_MODEL_EXAMPLES such as lm1b_full_64; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub case: Vec<String>,
+    /// Type of the matrix products [default: both].
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionArg>,
+    /// Rounds of which the median is taken.
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = at_least_one)]
+    pub repeats: usize,
+    /// No round of a case begins after so many seconds.
+    #[arg(long, value_name = "N", default_value_t = 60.0)]
+    pub seconds: f64,
+    /// One round of the smallest cases: whether everything works.
+    #[arg(long)]
+    pub quick: bool,
+    /// Changes: `key.path=value`.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// What `ilm-worker bench` measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchGroupArg {
+    /// The training step.
+    Step,
+    /// The matrix products of a step, which bound its speed.
+    Gemm,
+    /// All of these.
+    All,
+}
+
+impl BenchGroupArg {
+    /// What it stands for.
+    pub fn groups(self) -> Vec<Group> {
+        match self {
+            Self::Step => vec![Group::Step],
+            Self::Gemm => vec![Group::Gemm],
+            Self::All => Group::ALL.to_vec(),
+        }
+    }
+}
+
+/// Type of the matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// Exact.
+    Fp32,
+    /// Rounded operands.
+    Bf16,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "it must be a number from 1 up".to_owned())
 }
 
 /// Parses the arguments; `train` is put in where no command is named.

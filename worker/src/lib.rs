@@ -4,6 +4,7 @@
 //! and the file formats live in crates of their own.
 
 pub mod assembly;
+pub mod bench;
 pub mod cli;
 pub mod comm;
 pub mod config;
@@ -45,6 +46,7 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
         Command::Config(args) => jobs::show_config(args),
         Command::Prepare(args) => jobs::prepare(args),
         Command::TrainTokenizer(args) => jobs::train_tokenizer(args),
+        Command::Bench(args) => jobs::bench(args),
     };
     result.unwrap_or_else(|error| {
         let launch = comm::LaunchEnv::detect();

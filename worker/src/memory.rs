@@ -5,10 +5,10 @@
 /// By default glibc maps every large tensor anew, and the page faults of a step's first touches cost up to a quarter of
 /// its time (large vocabularies most).
 pub fn keep_freed_memory() {
-    const LARGEST_KEPT: i32 = 1 << 30;
+    // The threshold above which memory is mapped cannot be set beyond 32 MiB, so nothing is mapped at all.
     #[cfg(target_env = "gnu")]
-    for setting in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+    for (setting, value) in [(libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, i32::MAX)] {
         // SAFETY: mallopt only changes settings of the allocator, and an unknown value is refused, not acted upon.
-        unsafe { libc::mallopt(setting, LARGEST_KEPT) };
+        unsafe { libc::mallopt(setting, value) };
     }
 }

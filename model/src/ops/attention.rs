@@ -239,3 +239,56 @@ impl Bucket {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Batch;
+    use crate::plan::buckets;
+    use crate::testing::{close, wave};
+    use tch::Device;
+
+    /// Rows of these lengths, all attention of one kind: context and gradient.
+    fn run(lengths: &[i64], by_bucket: bool, dropout: Dropout, kind: Kind) -> [Tensor; 2] {
+        let (heads, width) = (3, 8);
+        let mut row_ptr = vec![0];
+        lengths.iter().for_each(|length| row_ptr.push(row_ptr[row_ptr.len() - 1] + length));
+        let tokens = row_ptr[lengths.len()];
+        let ones = vec![1; tokens as usize];
+        let batch = Batch {
+            row_ptr: &row_ptr,
+            tokens: &ones,
+            positions: &ones,
+            cls: &vec![0; lengths.len()],
+            tgt_ptr: &vec![0; tokens as usize + 1],
+            tgt_ids: &[],
+            tgt_counts: &[],
+        };
+        let mut plan = Plan::new(&batch, heads, Device::Cpu).unwrap();
+        plan.buckets =
+            if by_bucket { buckets(&plan.row_ptr, heads, Device::Cpu).unwrap() } else { Vec::new() };
+        let angle = wave(&[tokens, 1, 1, 3], 0.5);
+        let turns = Turns { cos: angle.cos(), sin: angle.sin() };
+        let attention = Attention { plan: &plan, turns: Some(&turns), dropout, kind };
+        let (context, tape) = attention.forward(wave(&[tokens, 3, heads, width], 0.1) * 2.0).unwrap();
+        let grad = wave(&[tokens, heads * width], 0.4);
+        let grad = attention.backward(tape, &context, &grad, heads).unwrap();
+        [context, grad]
+    }
+
+    #[test]
+    fn kernel_and_buckets_agree_with_the_same_dropout() {
+        let _guard = tch::no_grad_guard();
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let bound = if kind == Kind::Float { 1e-5 } else { 3e-2 };
+            for dropout in [Dropout::OFF, Dropout::new(0.4, 9)] {
+                for lengths in [&[1, 2, 2, 7, 40, 300][..], &[5, 5, 5], &[1]] {
+                    let (kernel, torch) =
+                        (run(lengths, false, dropout, kind), run(lengths, true, dropout, kind));
+                    close(&kernel[0], &torch[0], bound, "context");
+                    close(&kernel[1], &torch[1], bound, "gradient");
+                }
+            }
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! The commands of `ilm-worker`, one file each.
 
+mod bench;
 mod checkpoints;
 mod evaluate;
 mod export;
@@ -11,6 +12,7 @@ mod prepare;
 mod train;
 mod train_tokenizer;
 
+pub use self::bench::bench;
 pub use self::checkpoints::checkpoints;
 pub use self::evaluate::evaluate;
 pub use self::export::export;

@@ -1,0 +1,92 @@
+//! The training step as training takes it, beside the speed of its matrix products on the same machine at the same time.
+
+use std::time::Instant;
+
+use data_pipeline::StepBatch;
+use serde::Serialize;
+use tch::Device;
+
+use super::case::Case;
+use super::gemm::Products;
+use super::report::{Common, peak_rss_mib};
+use super::work::Work;
+use super::{Bench, Samples};
+use crate::comm::{Collectives, ReduceOp};
+use crate::train::{RankFlags, TrainState, train_step};
+
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    common: Common<'a>,
+    /// Of one step; the figures below are of the median.
+    median_s: f64,
+    min_s: f64,
+    examples_per_s: f64,
+    /// Visible tokens, special ones included.
+    tokens_per_s: f64,
+    /// Of one step.
+    useful_flops: f64,
+    flops_per_s: f64,
+    /// Of all ranks together.
+    gemm_ceiling_flops_per_s: f64,
+    share_of_ceiling: f64,
+    /// Of rank 0, before anything but steps was measured.
+    peak_rss_mib: f64,
+}
+
+/// Measures the steps of a case: forward, backward, reduction, clipping, AdamW.
+///
+/// # Errors
+/// Whatever a step fails with.
+pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
+    let batches = bench.batches(case)?;
+    let mine = Work::of(&batches);
+    let mut state =
+        TrainState::new(case.assembly.build_model(&case.experiment, Device::Cpu)?, &case.experiment);
+    pass(&mut state, case, bench.comm, &batches)?; // warms up
+    let peak_rss_mib = peak_rss_mib();
+    let mut products = Products::new(state.model.shape(), &mine)?;
+    let mut seconds = Samples::default();
+    bench.rounds(|comm| {
+        seconds.push(pass(&mut state, case, comm, &batches)?);
+        products.round()
+    })?;
+
+    let mut sums = mine.to_sums();
+    bench.comm.all_reduce("bench work", ReduceOp::Sum, sums[..].as_mut().into())?;
+    let mut ceiling = [products.flops_per_s()];
+    bench.comm.all_reduce("bench ceiling", ReduceOp::Sum, ceiling[..].as_mut().into())?;
+    let work = Work::from_sums(sums);
+    let steps = batches.len().max(1) as f64;
+    let median_s = seconds.median();
+    let useful_flops = work.flops(state.model.shape()) / steps;
+    let per_second = |amount: f64| amount / steps / median_s;
+    bench.print(&Line {
+        common: bench.common("step", case),
+        median_s,
+        min_s: seconds.min(),
+        examples_per_s: per_second(work.examples),
+        tokens_per_s: per_second(work.tokens),
+        useful_flops,
+        flops_per_s: useful_flops / median_s,
+        gemm_ceiling_flops_per_s: ceiling[0],
+        share_of_ceiling: useful_flops / median_s / ceiling[0],
+        peak_rss_mib,
+    });
+    Ok(())
+}
+
+/// Seconds per step over the given steps.
+fn pass(
+    state: &mut TrainState,
+    case: &Case,
+    comm: &mut dyn Collectives,
+    batches: &[StepBatch],
+) -> anyhow::Result<f64> {
+    comm.barrier("bench pass")?;
+    let start = Instant::now();
+    for batch in batches {
+        train_step(state, &case.experiment, comm, batch, RankFlags::default())?;
+    }
+    Ok(start.elapsed().as_secs_f64() / batches.len().max(1) as f64)
+}
