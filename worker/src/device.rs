@@ -8,9 +8,7 @@ use nix::unistd::gethostname;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use crate::comm::{
-    Alone, Collectives, CudaRuntime, Exchange, FlatMemory, Gpu, GpuError, NcclExchange, NcclLibrary,
-};
+use crate::comm::{Collectives, CudaRuntime, Exchange, FlatMemory, Gpu, GpuError, NcclExchange, NcclLibrary};
 use crate::config::DeviceChoice;
 use crate::telemetry;
 
@@ -128,10 +126,10 @@ impl RankDevice {
         format!("{}{}", gpu.name, memory.unwrap_or_default())
     }
 
-    /// Opens the exchange of flat buffers in this rank's GPU; none if it has no GPU.
+    /// Opens the exchange of flat buffers that are on this device.
     ///
     /// # Safety
-    /// As of [`NcclExchange::connect`].
+    /// As of [`Collectives::exchange`] and [`NcclExchange::connect`].
     ///
     /// # Errors
     /// [`DeviceError::NoNccl`], or the GPUs cannot be connected.
@@ -140,17 +138,17 @@ impl RankDevice {
         comm: &mut dyn Collectives,
         memory: FlatMemory,
         timeout: Duration,
-    ) -> anyhow::Result<Option<Box<dyn Exchange>>> {
-        let Some(gpu) = &self.gpu else { return Ok(None) };
+    ) -> anyhow::Result<Box<dyn Exchange>> {
         let (rank, world_size) = (comm.rank(), comm.world_size());
-        if world_size == 1 {
-            return Ok(Some(Box::new(Alone)));
-        }
+        let Some(gpu) = self.gpu.as_ref().filter(|_| world_size > 1) else {
+            // SAFETY: the caller's promise. A single rank exchanges nothing, wherever its buffers are.
+            return Ok(unsafe { comm.exchange(memory)? });
+        };
         let missing = |error: GpuError| DeviceError::NoNccl { rank, world_size, reason: error.to_string() };
         let nccl = NcclLibrary::open().map_err(missing)?;
         // SAFETY: the caller's promise.
         let exchange = unsafe { NcclExchange::connect(comm, &gpu.cuda, &nccl, memory, timeout)? };
-        Ok(Some(Box::new(exchange)))
+        Ok(Box::new(exchange))
     }
 }
 

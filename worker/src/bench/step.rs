@@ -11,8 +11,8 @@ use super::gemm::Products;
 use super::report::{Common, peak_rss_mib};
 use super::work::Work;
 use super::{Bench, Samples};
-use crate::comm::{Collectives, ReduceOp};
-use crate::train::{RankFlags, TrainState, train_step};
+use crate::comm::{Collectives, FlatMemory, ReduceOp};
+use crate::train::{RankFlags, Reducer, TrainState, division, train_step};
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -41,14 +41,21 @@ struct Line<'a> {
 pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     let batches = bench.batches(case)?;
     let mine = Work::of(&batches);
-    let mut state =
-        TrainState::new(case.assembly.build_model(&case.experiment, Device::Cpu)?, &case.experiment);
-    pass(&mut state, case, bench.comm, &batches)?; // warms up
+    let trainer = &case.experiment.trainer;
+    let (rank, world_size) = (bench.comm.rank(), bench.comm.world_size());
+    let model = case.assembly.build_model(&case.experiment, Device::Cpu)?;
+    let division = division(trainer, model.arena(), rank, world_size);
+    let mut state = TrainState::new(model, &case.experiment, division)?;
+    let arena = state.model.arena();
+    // SAFETY: the state, which owns the buffers, is dropped after the reducer; a step keeps what the reducer asks for.
+    let exchange = unsafe { bench.comm.exchange(FlatMemory::of(arena.flat_params(), arena.flat_grads()))? };
+    let mut reducer = Reducer::new(exchange, trainer, arena, world_size);
+    pass(&mut state, &mut reducer, case, bench.comm, &batches)?; // warms up
     let peak_rss_mib = peak_rss_mib();
     let mut products = Products::new(state.model.shape(), &mine)?;
     let mut seconds = Samples::default();
     bench.rounds(|comm| {
-        seconds.push(pass(&mut state, case, comm, &batches)?);
+        seconds.push(pass(&mut state, &mut reducer, case, comm, &batches)?);
         products.round()
     })?;
 
@@ -79,6 +86,7 @@ pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
 /// Seconds per step over the given steps.
 fn pass(
     state: &mut TrainState,
+    reducer: &mut Reducer,
     case: &Case,
     comm: &mut dyn Collectives,
     batches: &[StepBatch],
@@ -86,7 +94,7 @@ fn pass(
     comm.barrier("bench pass")?;
     let start = Instant::now();
     for batch in batches {
-        train_step(state, &case.experiment, comm, batch, RankFlags::default())?;
+        train_step(state, &case.experiment, comm, reducer, batch, RankFlags::default())?;
     }
     Ok(start.elapsed().as_secs_f64() / batches.len().max(1) as f64)
 }

@@ -3,16 +3,21 @@
 //! Every collective has a name, a sequence number and a deadline. Ranks compare name, sequence number, operation and
 //! size before any data moves, so ranks that went different ways learn it at once instead of waiting for each other.
 
+mod agreement;
 mod buckets;
 mod cuda;
 mod dynamic;
+mod engine;
 mod exchange;
 mod launch_env;
 mod mpi;
+mod mpi_exchange;
 mod nccl;
+mod ring;
 mod solo;
 mod watchdog;
 
+use std::ops::Range;
 use std::time::Duration;
 
 pub use self::buckets::BucketPlan;
@@ -93,6 +98,13 @@ pub trait Collectives {
 
     /// Returns when every rank has arrived.
     fn barrier(&mut self, name: &'static str) -> Result<(), CommError>;
+
+    /// Opens an exchange of flat buffers in host memory. It must be dropped before these collectives are.
+    ///
+    /// # Safety
+    /// The buffers outlive the exchange, and between `begin` and the end of the next `finish` nobody touches the range of the
+    /// buffer that an operation is about.
+    unsafe fn exchange(&mut self, memory: FlatMemory) -> Result<Box<dyn Exchange>, CommError>;
 }
 
 /// What can go wrong between ranks.
@@ -153,6 +165,19 @@ pub enum CommError {
         /// Its size.
         bytes: usize,
     },
+    /// A range of the flat buffers that does not exist or cannot be cut into equal parts.
+    #[error("collective '{name}' is about elements {range:?} of {capacity}: no such range can be exchanged")]
+    Range {
+        /// Name of the collective.
+        name: &'static str,
+        /// The range.
+        range: Range<usize>,
+        /// Elements of the flat buffers.
+        capacity: usize,
+    },
+    /// The exchange has failed before.
+    #[error("the ranks have stopped exchanging gradients after an earlier failure")]
+    Closed,
     /// The launcher started another number of processes than MPI connects.
     #[error(
         "{launcher} started {expected} ranks, but MPI connects {found}: launcher and program belong to different MPI \

@@ -168,6 +168,19 @@ pub struct TrainerConfig {
     pub threads: Option<usize>,
     /// Seconds that a rank waits for the others before it gives up.
     pub collective_timeout_secs: u64,
+    /// Whether gradients travel between ranks while backward computes the next ones.
+    pub overlap_reduction: bool,
+    /// Size of the pieces in which gradients travel, in MiB.
+    pub reduce_bucket_mib: usize,
+    /// Whether a rank keeps moments and averages of its own part of the parameters only; unset: above one rank.
+    pub shard_optimizer: Option<bool>,
+}
+
+impl TrainerConfig {
+    /// Whether each of `world_size` ranks updates its own part of the parameters only.
+    pub fn shards_optimizer(&self, world_size: usize) -> bool {
+        world_size > 1 && self.shard_optimizer.unwrap_or(true)
+    }
 }
 
 impl Default for TrainerConfig {
@@ -183,6 +196,9 @@ impl Default for TrainerConfig {
             val_check_interval: None,
             threads: None,
             collective_timeout_secs: 600,
+            overlap_reduction: true,
+            reduce_bucket_mib: 25,
+            shard_optimizer: None,
         }
     }
 }

@@ -126,7 +126,8 @@ fn trainer(trainer: &TrainerConfig) -> Result<(), ConfigError> {
     at_least("trainer.log_every_n_steps", trainer.log_every_n_steps, 1)?;
     optional(trainer.val_check_interval, |steps| at_least("trainer.val_check_interval", steps, 1))?;
     optional(trainer.threads, |threads| at_least("trainer.threads", threads, 1))?;
-    at_least("trainer.collective_timeout_secs", trainer.collective_timeout_secs, 1)
+    at_least("trainer.collective_timeout_secs", trainer.collective_timeout_secs, 1)?;
+    at_least("trainer.reduce_bucket_mib", trainer.reduce_bucket_mib, 1)
 }
 
 /// Checkpoints can only be compared by a figure that validations during training give.

@@ -12,7 +12,7 @@ use crate::comm::Solo;
 use crate::config::{self, Resolved};
 use crate::run_dir::{RunDir, replace_file};
 use crate::say;
-use crate::train::{RunFacts, TrainState, checkpoint_layout, save};
+use crate::train::{RunFacts, TrainState, checkpoint_layout, division, save};
 use crate::{exit, reference};
 
 /// Runs the job; the result is the exit code.
@@ -100,7 +100,8 @@ fn write(run_dir: RunDir, resolved: &Resolved, model: Model, assembly: &Assembly
         dataset_fingerprint: RunFacts::NO_DATA_YET.to_owned(),
         order: Default::default(),
     };
-    let state = TrainState::new(model, config);
+    let division = division(&config.trainer, model.arena(), 0, 1);
+    let state = TrainState::new(model, config, division)?;
     replace_file(&run_dir.config(), &resolved.render())?;
     save(&mut store, &mut Solo, config, &facts, &state)?;
     say!(

@@ -1,13 +1,19 @@
 //! Training: the state of a run, one step of it, and its checkpoints.
 
+mod division;
+mod reducer;
 mod resume;
 mod save;
 mod saver;
+mod sections;
 mod state;
 mod step;
 
+pub use self::division::Division;
+pub use self::reducer::{Reducer, division};
 pub use self::resume::{Incompatible, check_model, check_run, find_checkpoint};
 pub use self::save::{PeerFailed, RunFacts, save};
 pub use self::saver::{Saved, Saver};
+pub use self::sections::StateSection;
 pub use self::state::{TrainState, checkpoint_layout, has_average, load_weights};
 pub use self::step::{GlobalFigures, NonFinite, RankFlags, StepFigures, batch_view, train_step};

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use checkpoints::{Commit, RunState, ShardRecord, Store, write_shard};
 
 use super::TrainState;
-use super::state::{checkpoint_layout, slice_of};
+use super::sections::StateSection;
+use super::state::checkpoint_layout;
 use crate::comm::Collectives;
 use crate::config::Experiment;
 
@@ -58,8 +59,9 @@ pub fn save(
     let staging = if rank == 0 { store.begin(state.step).map(Some) } else { Ok(None) };
     let staging = together(comm, "checkpoint begin", staging)?;
 
-    let range = slice_of(state.model.arena().layout().len(), rank, world_size);
-    let written = write_shard(&store.staging_dir(state.step), rank, &state.sections(range));
+    let sections = state.sections()?;
+    let views: Vec<_> = sections.iter().map(StateSection::view).collect();
+    let written = write_shard(&store.staging_dir(state.step), rank, &views);
     let written = together(comm, "checkpoint shards", written);
     let record = match written {
         Ok(record) => record,

@@ -72,9 +72,9 @@ impl NcclExchange {
         .map_err(|_| CommError::Start)?;
         assert_equal(comm, "versions of NCCL", u64::from(nccl.version()?))?;
         let id = share_id(comm, nccl)?;
-        watchdog.begin("connection of GPUs", 0, 0);
+        let call = watchdog.begin("connection of GPUs", 0, 0);
         let communicator = Communicator::connect(nccl, id, rank, world_size);
-        watchdog.end();
+        watchdog.end(call);
         Ok(Self {
             rank,
             world_size,
@@ -92,14 +92,9 @@ impl NcclExchange {
         })
     }
 
-    /// Queues an operation behind all that has been computed so far, and a mark behind it.
+    /// Queues an operation on a range inside the buffers behind all that has been computed so far, and a mark behind it.
     fn queue(&mut self, op: ExchangeOp, range: Range<usize>) -> Result<Event, GpuError> {
         let part = range.len() / self.world_size;
-        let fits = range.end <= self.memory.capacity && range.start <= range.end;
-        if !fits || (op != ExchangeOp::AllReduce && part * self.world_size != range.len()) {
-            let message = format!("{range:?} of {} cannot be exchanged", self.memory.capacity);
-            return Err(GpuError::Call { call: "NcclExchange::begin", message });
-        }
         let done = self.spare.pop().map_or_else(|| Event::new(&self.cuda), Ok)?;
         let stream = self.stream.raw();
         self.ready.record(COMPUTE)?;
@@ -154,11 +149,18 @@ impl NcclExchange {
 
 impl Exchange for NcclExchange {
     fn begin(&mut self, name: &'static str, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError> {
+        let divides = op == ExchangeOp::AllReduce || range.len().is_multiple_of(self.world_size);
+        if range.start > range.end || range.end > self.memory.capacity || !divides {
+            return Err(CommError::Range { name, range, capacity: self.memory.capacity });
+        }
+        if range.is_empty() {
+            return Ok(());
+        }
         let (sequence, bytes) = (self.sequence, range.len() * size_of::<f32>());
         self.sequence += 1;
-        self.watchdog.begin(name, sequence, bytes);
+        let call = self.watchdog.begin(name, sequence, bytes);
         let queued = self.queue(op, range);
-        self.watchdog.end();
+        self.watchdog.end(call);
         match queued {
             Ok(done) => {
                 self.pending.push_back(Pending { name, sequence, bytes, done });

@@ -12,7 +12,7 @@ use ilm_model::Precision;
 
 use crate::assembly::Assembly;
 use crate::cli::TrainArgs;
-use crate::comm::{Collectives, LaunchEnv, assert_equal, connect};
+use crate::comm::{Collectives, FlatMemory, LaunchEnv, assert_equal, connect};
 use crate::config::{self, Experiment, Resolved};
 use crate::device::RankDevice;
 use crate::run_dir::{RunDir, replace_file};
@@ -20,7 +20,8 @@ use crate::say;
 use crate::signals::StopRequest;
 use crate::telemetry::{self, Banner};
 use crate::train::{
-    Incompatible, RunFacts, Saver, TrainState, check_model, check_run, checkpoint_layout, find_checkpoint,
+    Incompatible, Reducer, RunFacts, Saver, TrainState, check_model, check_run, checkpoint_layout, division,
+    find_checkpoint,
 };
 use crate::{exit, threads};
 use steps::Steps;
@@ -98,7 +99,8 @@ impl Run<'_> {
         threads::set_threads(threads);
         let device = RankDevice::select(comm, self.config().trainer.device)?;
         let model = self.assembly.build_model(self.config(), device.device())?;
-        let mut state = TrainState::new(model, self.config());
+        let division = division(&self.config().trainer, model.arena(), comm.rank(), comm.world_size());
+        let mut state = TrainState::new(model, self.config(), division)?;
         if self.args.dry_run {
             if comm.rank() == 0 {
                 say!("{}", self.banner(&state, comm.world_size(), threads).line("device", device.describe()));
@@ -109,15 +111,35 @@ impl Run<'_> {
         let store = self.open_run_dir(comm)?;
         let facts = self.facts();
         self.resume(&store, comm, &facts, &mut state)?;
-        comm.broadcast("parameters", state.model.arena_mut().params_mut().into())?;
-        assert_equal(comm, "parameters", state.parameter_checksum())?;
+        state.broadcast_parameters(comm)?;
+        assert_equal(comm, "parameters", state.parameter_checksum()?)?;
         if comm.rank() == 0 {
             replace_file(&self.run_dir.config(), &self.resolved.render())?;
             replace_file(&self.run_dir.dataset(), &serde_json::to_string_pretty(&self.dataset.manifest())?)?;
             say!("{}", self.banner(&state, comm.world_size(), threads).line("device", device.describe()));
         }
         let saver = Saver::new(store, facts, comm, self.config(), &state)?;
-        Steps { run: self, comm, saver, stall: Duration::ZERO }.run(&mut state)
+        let reducer = self.reducer(comm, &device, &state)?;
+        let (rank, world_size) = (comm.rank(), comm.world_size());
+        let mut steps = Steps { run: self, comm, reducer, saver, stall: Duration::ZERO };
+        // A rank that fails ends its peers here, while the exchange may still have something under way.
+        steps.run(&mut state).or_else(|error| exit::fail(&error, rank, world_size))
+    }
+
+    fn reducer(
+        &self,
+        comm: &mut dyn Collectives,
+        device: &RankDevice,
+        state: &TrainState,
+    ) -> anyhow::Result<Reducer> {
+        let (arena, trainer) = (state.model.arena(), &self.config().trainer);
+        let memory = FlatMemory::of(arena.flat_params(), arena.flat_grads());
+        let timeout = Duration::from_secs(trainer.collective_timeout_secs);
+        // SAFETY: the buffers live as long as the run's state, which outlives its steps and so this exchange. A step touches no
+        // gradients between telling the reducer of them and `finish_gradients`, and no parameters between `begin_gather` and
+        // `finish_gather` but those of other windows.
+        let exchange = unsafe { device.exchange(comm, memory, timeout)? };
+        Ok(Reducer::new(exchange, trainer, arena, comm.world_size()))
     }
 
     /// Creates the run directory on rank 0, moving an older run aside if told to.

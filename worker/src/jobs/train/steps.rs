@@ -15,12 +15,13 @@ use crate::exit;
 use crate::run_dir::JsonLines;
 use crate::say;
 use crate::telemetry::{Progress, StepRecord};
-use crate::train::{NonFinite, RankFlags, Saver, StepFigures, TrainState, train_step};
+use crate::train::{NonFinite, RankFlags, Reducer, Saver, StepFigures, TrainState, train_step};
 
 /// The steps of one start of a run.
 pub(super) struct Steps<'a, 'b> {
     pub(super) run: &'a Run<'a>,
     pub(super) comm: &'b mut dyn Collectives,
+    pub(super) reducer: Reducer,
     pub(super) saver: Saver,
     /// Time that training stood still for checkpoints and that no record tells of yet.
     pub(super) stall: Duration,
@@ -45,8 +46,9 @@ impl Steps<'_, '_> {
                 ready_steps: loader.figures().ready_steps,
                 stop: self.run.stop.is_set(),
                 saving: self.saver.is_busy(),
+                ..RankFlags::default()
             };
-            let figures = train_step(state, config, self.comm, &batch, flags);
+            let figures = train_step(state, config, self.comm, &mut self.reducer, &batch, flags);
             let figures = figures.or_else(|error| self.keep_what_was_saved(error))?;
             let duration = started.elapsed();
             let finished = state.step == config.trainer.max_steps || schedule.step(state.position).is_none();
@@ -152,6 +154,7 @@ impl Steps<'_, '_> {
             data_wait_s: global.data_wait.as_secs_f64(),
             data_ready_steps: global.ready_steps,
             skipped_rows: global.skipped_rows,
+            comm_exposed_s: global.comm_exposed.as_secs_f64(),
             step_s,
             checkpoint_stall_s: std::mem::take(&mut self.stall).as_secs_f64(),
             eta_s: 0.0,
@@ -196,7 +199,8 @@ impl Steps<'_, '_> {
         let step = state.step;
         let context =
             EvalContext { config: run.config(), assembly: &run.assembly, dataset: Arc::clone(dataset) };
-        let report = state.with_averaged_weights(|model| eval::evaluate(&context, model, self.comm))?;
+        let Self { comm, reducer, .. } = self;
+        let report = state.with_averaged_weights(reducer, |model| eval::evaluate(&context, model, *comm))?;
         if let Some(view) = view {
             view.progress.say(&format!("validation at step {step}: {report}"));
             view.validation.append(&report.of_step(step))?;
