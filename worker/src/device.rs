@@ -86,13 +86,18 @@ struct ChosenGpu {
 }
 
 impl RankDevice {
+    /// The processor, whatever GPUs there are.
+    pub fn processor() -> Self {
+        Self { gpu: None }
+    }
+
     /// Takes this rank's share of what the settings ask for; all ranks call it together, before libtorch computes anything.
     ///
     /// # Errors
     /// [`DeviceError`], alike on all ranks, or a failing collective.
     pub fn select(comm: &mut dyn Collectives, choice: DeviceChoice) -> anyhow::Result<Self> {
         if choice == DeviceChoice::Cpu {
-            return Ok(Self { gpu: None });
+            return Ok(Self::processor());
         }
         let found = Found::here();
         let encoded = serde_json::to_vec(&found.census)?;
@@ -102,7 +107,7 @@ impl RankDevice {
             unused(&all, choice).iter().for_each(|warning| telemetry::warn(warning));
         }
         let (Some(places), Some(cuda)) = (decide(choice, &all)?, found.cuda) else {
-            return Ok(Self { gpu: None });
+            return Ok(Self::processor());
         };
         let index = places[comm.rank()];
         cuda.set_device(index)?;

@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use data_pipeline::StepBatch;
 use serde::Serialize;
-use tch::Device;
 
 use super::case::Case;
 use super::gemm::Products;
 use super::report::{Common, peak_rss_mib};
 use super::work::Work;
 use super::{Bench, Samples};
-use crate::comm::{Collectives, FlatMemory, ReduceOp};
+use crate::comm::{Collectives, ReduceOp};
+use crate::device::RankDevice;
 use crate::train::{RankFlags, Reducer, TrainState, division, train_step};
 
 #[derive(Serialize)]
@@ -41,21 +41,19 @@ struct Line<'a> {
 pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     let batches = bench.batches(case)?;
     let mine = Work::of(&batches);
+    let device = RankDevice::processor();
+    let model = case.assembly.build_model(&case.experiment, device.device())?;
     let trainer = &case.experiment.trainer;
-    let (rank, world_size) = (bench.comm.rank(), bench.comm.world_size());
-    let model = case.assembly.build_model(&case.experiment, Device::Cpu)?;
-    let division = division(trainer, model.arena(), rank, world_size);
+    let division = division(trainer, model.arena(), bench.comm.rank(), bench.comm.world_size());
     let mut state = TrainState::new(model, &case.experiment, division)?;
-    let arena = state.model.arena();
-    // SAFETY: the state, which owns the buffers, is dropped after the reducer; a step keeps what the reducer asks for.
-    let exchange = unsafe { bench.comm.exchange(FlatMemory::of(arena.flat_params(), arena.flat_grads()))? };
-    let mut reducer = Reducer::new(exchange, trainer, arena, world_size);
-    pass(&mut state, &mut reducer, case, bench.comm, &batches)?; // warms up
+    // SAFETY: the state outlives the reducer, and a step goes by the rules that the reducer sets.
+    let mut reducer = unsafe { Reducer::connect(&device, bench.comm, trainer, state.model.arena())? };
+    pass(&mut state, case, bench.comm, &mut reducer, &batches)?; // warms up
     let peak_rss_mib = peak_rss_mib();
     let mut products = Products::new(state.model.shape(), &mine)?;
     let mut seconds = Samples::default();
     bench.rounds(|comm| {
-        seconds.push(pass(&mut state, &mut reducer, case, comm, &batches)?);
+        seconds.push(pass(&mut state, case, comm, &mut reducer, &batches)?);
         products.round()
     })?;
 
@@ -86,9 +84,9 @@ pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
 /// Seconds per step over the given steps.
 fn pass(
     state: &mut TrainState,
-    reducer: &mut Reducer,
     case: &Case,
     comm: &mut dyn Collectives,
+    reducer: &mut Reducer,
     batches: &[StepBatch],
 ) -> anyhow::Result<f64> {
     comm.barrier("bench pass")?;

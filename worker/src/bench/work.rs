@@ -67,7 +67,7 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use data_pipeline::{BatchArrays, SampleKey};
-    use ilm_model::{ModelConfig, Precision, Recompute};
+    use ilm_model::{ModelConfig, Precision};
 
     use super::*;
 
@@ -98,7 +98,7 @@ mod tests {
             padding_idx: 0,
             max_length: 8,
             precision: Precision::Fp32,
-            recompute: Recompute::None,
+            recompute: ilm_model::Recompute::None,
         };
         let (blocks, attention, head) = (6 * 2 * 12 * 64 * 5, 12 * 2 * 8 * 13, 6 * 8 * 10 * 2);
         assert_eq!(work.flops(&shape), f64::from(blocks + attention + head));

@@ -6,8 +6,9 @@ use std::time::Duration;
 use ilm_model::Arena;
 
 use super::Division;
-use crate::comm::{BucketPlan, CommError, Exchange, ExchangeOp};
+use crate::comm::{BucketPlan, Collectives, CommError, Exchange, ExchangeOp, FlatMemory};
 use crate::config::TrainerConfig;
+use crate::device::RankDevice;
 
 /// Exchanges gradients and parameters of one arena.
 pub struct Reducer {
@@ -26,6 +27,28 @@ pub struct Reducer {
 }
 
 impl Reducer {
+    /// The exchange of `arena`'s buffers over the ranks of `comm`.
+    ///
+    /// # Errors
+    /// If the transport fails.
+    ///
+    /// # Safety
+    /// The arena is on `device` and outlives the reducer. Nobody touches gradients between [`is_final`](Self::is_final) and
+    /// [`finish_gradients`](Self::finish_gradients), nor parameters of other windows than the next between
+    /// [`begin_gather`](Self::begin_gather) and [`finish_gather`](Self::finish_gather).
+    pub unsafe fn connect(
+        device: &RankDevice,
+        comm: &mut dyn Collectives,
+        trainer: &TrainerConfig,
+        arena: &Arena,
+    ) -> anyhow::Result<Self> {
+        let memory = FlatMemory::of(arena.flat_params(), arena.flat_grads());
+        let timeout = Duration::from_secs(trainer.collective_timeout_secs);
+        // SAFETY: the caller's promise; the arena is on the device.
+        let exchange = unsafe { device.exchange(comm, memory, timeout)? };
+        Ok(Self::new(exchange, trainer, arena, comm.world_size()))
+    }
+
     /// The exchange of `arena`'s buffers as the settings say.
     pub fn new(
         exchange: Box<dyn Exchange>,

@@ -143,8 +143,7 @@ fn accumulate(
     batch: &StepBatch,
 ) -> anyhow::Result<Sums> {
     let mut sums = Sums { skipped: batch.skipped as f64, ..Sums::default() };
-    let grads = state.model.arena_mut().flat_grads_mut();
-    let _ = grads.view(0..grads.capacity())?.f_zero_()?;
+    state.model.clear_grads();
     for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
         let dropout_seed = dropout_seed(config.seed, state.step, rank, index);
         let is_last = index + 1 == batch.micro_batches.len();
@@ -165,6 +164,7 @@ fn accumulate(
         sums.visible += micro_batch.visible() as f64;
         sums.computed += parts.computed_positions as f64;
     }
+    state.model.settle_grads()?;
     Ok(sums)
 }
 

@@ -12,7 +12,7 @@ use ilm_model::Precision;
 
 use crate::assembly::Assembly;
 use crate::cli::TrainArgs;
-use crate::comm::{Collectives, FlatMemory, LaunchEnv, assert_equal, connect};
+use crate::comm::{Collectives, LaunchEnv, assert_equal, connect};
 use crate::config::{self, Experiment, Resolved};
 use crate::device::RankDevice;
 use crate::run_dir::{RunDir, replace_file};
@@ -119,27 +119,13 @@ impl Run<'_> {
             say!("{}", self.banner(&state, comm.world_size(), threads).line("device", device.describe()));
         }
         let saver = Saver::new(store, facts, comm, self.config(), &state)?;
-        let reducer = self.reducer(comm, &device, &state)?;
+        // SAFETY: the state outlives the steps, and a step goes by the rules that the reducer sets.
+        let reducer =
+            unsafe { Reducer::connect(&device, comm, &self.config().trainer, state.model.arena())? };
         let (rank, world_size) = (comm.rank(), comm.world_size());
         let mut steps = Steps { run: self, comm, reducer, saver, stall: Duration::ZERO };
         // A rank that fails ends its peers here, while the exchange may still have something under way.
         steps.run(&mut state).or_else(|error| exit::fail(&error, rank, world_size))
-    }
-
-    fn reducer(
-        &self,
-        comm: &mut dyn Collectives,
-        device: &RankDevice,
-        state: &TrainState,
-    ) -> anyhow::Result<Reducer> {
-        let (arena, trainer) = (state.model.arena(), &self.config().trainer);
-        let memory = FlatMemory::of(arena.flat_params(), arena.flat_grads());
-        let timeout = Duration::from_secs(trainer.collective_timeout_secs);
-        // SAFETY: the buffers live as long as the run's state, which outlives its steps and so this exchange. A step touches no
-        // gradients between telling the reducer of them and `finish_gradients`, and no parameters between `begin_gather` and
-        // `finish_gather` but those of other windows.
-        let exchange = unsafe { device.exchange(comm, memory, timeout)? };
-        Ok(Reducer::new(exchange, trainer, arena, comm.world_size()))
     }
 
     /// Creates the run directory on rank 0, moving an older run aside if told to.
