@@ -3,6 +3,7 @@
 mod bad_input;
 mod checkpoints;
 mod data;
+mod devices;
 mod elastic;
 mod evaluation;
 mod failure;

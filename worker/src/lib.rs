@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cli;
 pub mod comm;
 pub mod config;
+pub mod device;
 pub mod eval;
 pub mod exit;
 pub mod generate;

@@ -9,6 +9,7 @@ use ilm_model::Flat;
 use serde_json::Value;
 use worker::comm::Solo;
 use worker::config::{Experiment, LrSchedulerConfig, Schedule};
+use worker::device::RankDevice;
 use worker::train::{Reducer, TrainState, division, train_step};
 
 const MODEL: &str = "model_rotary_stopping.safetensors";
@@ -92,7 +93,9 @@ fn check(file: &str) {
     let division = division(&experiment.trainer, model.arena(), 0, 1);
     let mut state = TrainState::new(model, &experiment, division).expect("a state");
     // SAFETY: the state outlives the reducer, and a step goes by the rules that the reducer sets.
-    let reducer = unsafe { Reducer::connect(&mut Solo, &experiment.trainer, state.model.arena()) };
+    let reducer = unsafe {
+        Reducer::connect(&RankDevice::processor(), &mut Solo, &experiment.trainer, state.model.arena())
+    };
     let mut reducer = reducer.expect("a rank by itself");
 
     let steps = config["per_step"].as_array().expect("a list").clone();

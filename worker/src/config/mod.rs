@@ -15,4 +15,4 @@ pub mod validate;
 
 pub use compose::{Resolved, ResolvedValue, list_experiments, load, load_hardware, load_run};
 pub use error::ConfigError;
-pub use tree::{Experiment, LrSchedulerConfig, OptimizerConfig, Schedule, TrainerConfig};
+pub use tree::{DeviceChoice, Experiment, LrSchedulerConfig, OptimizerConfig, Schedule, TrainerConfig};

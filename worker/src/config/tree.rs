@@ -137,6 +137,18 @@ pub enum Schedule {
     Cosine,
 }
 
+/// Where ranks compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceChoice {
+    /// On GPUs if every rank finds one, on processors if none does.
+    Auto,
+    /// On processors.
+    Cpu,
+    /// On GPUs, one for each rank.
+    Cuda,
+}
+
 /// Section `trainer`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -148,6 +160,8 @@ pub struct TrainerConfig {
     /// What is kept of a forward pass for its backward pass: everything, or the inputs of the blocks, which then take a third more
     /// time and a fraction of the memory.
     pub recompute: Recompute,
+    /// Where ranks compute.
+    pub device: DeviceChoice,
     /// Largest 2-norm of the gradient over all parameters.
     pub gradient_clip_val: f64,
     /// Largest decay of the running average of the parameters; none keeps no average.
@@ -183,6 +197,7 @@ impl Default for TrainerConfig {
         Self {
             max_steps: 1_000_000,
             precision: Precision::Fp32,
+            device: DeviceChoice::Auto,
             recompute: Recompute::None,
             gradient_clip_val: 1.0,
             ema_decay: Some(0.9999),

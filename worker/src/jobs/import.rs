@@ -4,6 +4,7 @@ use anyhow::bail;
 use checkpoints::Store;
 use checkpoints::weights::{Architecture, ReferenceConfig, WeightsFile};
 use ilm_model::{Model, ModelClass};
+use tch::Device;
 
 use crate::assembly::Assembly;
 use crate::cli::ImportArgs;
@@ -28,7 +29,7 @@ pub fn import(args: &ImportArgs) -> anyhow::Result<i32> {
     check_tokenizer(&assembly, &architecture)?;
     config::validate::settings(config)?;
 
-    let mut model = assembly.build_model(config)?;
+    let mut model = assembly.build_model(config, Device::Cpu)?;
     if let Some(dim) = architecture.rotary_emb_dim {
         file.check_frequencies(dim)?;
     }

@@ -18,4 +18,6 @@ pub use self::save::{PeerFailed, RunFacts, save};
 pub use self::saver::{Saved, Saver};
 pub use self::sections::StateSection;
 pub use self::state::{TrainState, checkpoint_layout, has_average, load_weights};
-pub use self::step::{GlobalFigures, NonFinite, RankFlags, StepFigures, batch_view, train_step};
+pub use self::step::{
+    GlobalFigures, NonFinite, RankFlags, StepFigures, batch_view, train_step, update_parameters,
+};

@@ -14,6 +14,7 @@ use crate::assembly::Assembly;
 use crate::cli::TrainArgs;
 use crate::comm::{Collectives, LaunchEnv, assert_equal, connect};
 use crate::config::{self, Experiment, Resolved};
+use crate::device::RankDevice;
 use crate::run_dir::{RunDir, replace_file};
 use crate::say;
 use crate::signals::StopRequest;
@@ -95,7 +96,8 @@ impl Run<'_> {
         let threads = threads::threads_per_rank(comm, self.config().trainer.threads)?;
         threads::set_threads(threads);
         let available = memory::available_per_rank(comm)?;
-        let model = self.assembly.build_model(self.config())?;
+        let device = RankDevice::select(comm, self.config().trainer.device)?;
+        let model = self.assembly.build_model(self.config(), device.device())?;
         let (rank, world_size) = (comm.rank(), comm.world_size());
         let division = division(&self.config().trainer, model.arena(), rank, world_size);
         let mut state = TrainState::new(model, self.config(), division)?;
@@ -104,7 +106,8 @@ impl Run<'_> {
         };
         if self.args.dry_run {
             if comm.rank() == 0 {
-                say!("{}", self.banner(&state, limit(&state, None), world_size, threads));
+                let banner = self.banner(&state, limit(&state, None), world_size, threads);
+                say!("{}", banner.line("device", device.describe()));
             }
             return Ok(exit::OK);
         }
@@ -119,14 +122,16 @@ impl Run<'_> {
         if comm.rank() == 0 {
             replace_file(&self.run_dir.config(), &self.resolved.render())?;
             replace_file(&self.run_dir.dataset(), &serde_json::to_string_pretty(&self.dataset.manifest())?)?;
-            say!("{}", self.banner(&state, limit, world_size, threads));
+            let banner = self.banner(&state, limit, world_size, threads);
+            say!("{}", banner.line("device", device.describe()));
             limit.warning().iter().for_each(|warning| telemetry::warn(warning));
         }
         let tokens = config::validate::micro_batch_limit(self.config(), Some(limit.tokens));
         let plan = config::validate::batch_plan(self.config(), tokens, comm.rank(), world_size)?;
         let saver = Saver::new(store, facts, comm, self.config(), &state)?;
         // SAFETY: the state outlives the steps, and a step goes by the rules that the reducer sets.
-        let reducer = unsafe { Reducer::connect(comm, &self.config().trainer, state.model.arena())? };
+        let reducer =
+            unsafe { Reducer::connect(&device, comm, &self.config().trainer, state.model.arena())? };
         let mut steps = Steps { run: self, plan, comm, reducer, saver, stall: Duration::ZERO };
         // A rank that fails ends its peers here, while the exchange may still have something under way.
         steps.run(&mut state).or_else(|error| exit::fail(&error, rank, world_size))
