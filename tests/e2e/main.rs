@@ -16,6 +16,7 @@ mod plan;
 mod prepare;
 mod program;
 mod resume;
+mod sharding;
 mod slurm;
 mod stopping;
 mod text;
