@@ -67,6 +67,11 @@ impl Linear {
         self.weight.kind()
     }
 
+    /// [out, in] as products take it.
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     pub(crate) fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref().map(|(bias, _)| bias)
     }

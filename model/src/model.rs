@@ -160,6 +160,11 @@ impl Model {
         Ok(Some(head.forward(&cls, Dropout::OFF)?.0))
     }
 
+    /// What the token logits of hidden states [M, d] are products of: states [M, d] and the matrix [V, d], of one type.
+    pub(crate) fn token_operands(&self, hidden: &Tensor) -> Result<(Tensor, &Tensor)> {
+        Ok((self.output.normed(hidden)?.0, self.output.linear.weight()))
+    }
+
     /// Token logits [M, V] of hidden states [M, d].
     pub(crate) fn token_logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.output.linear.product(&self.output.normed(hidden)?.0)

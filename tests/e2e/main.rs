@@ -3,6 +3,7 @@
 mod bad_input;
 mod checkpoints;
 mod data;
+mod devices;
 mod elastic;
 mod evaluation;
 mod failure;
@@ -10,6 +11,8 @@ mod generation;
 mod golden_coverage;
 mod interface;
 mod launcher;
+mod micro_batches;
+mod plan;
 mod prepare;
 mod program;
 mod resume;

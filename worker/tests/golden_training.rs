@@ -9,6 +9,7 @@ use ilm_model::Flat;
 use serde_json::Value;
 use worker::comm::Solo;
 use worker::config::{Experiment, LrSchedulerConfig, Schedule};
+use worker::device::RankDevice;
 use worker::train::{Division, Reducer, TrainState, train_step};
 
 const MODEL: &str = "model_rotary_stopping.safetensors";
@@ -88,7 +89,9 @@ fn check(file: &str) {
     let division = Division::replicated(model.arena().layout().len(), 0, 1);
     let mut state = TrainState::new(model, &experiment, division).expect("a state");
     // SAFETY: dropped before the state, which only steps change.
-    let reducer = unsafe { Reducer::connect(&mut Solo, &experiment.trainer, state.model.arena()) };
+    let reducer = unsafe {
+        Reducer::connect(&RankDevice::processor(), &mut Solo, &experiment.trainer, state.model.arena())
+    };
     let mut reducer = reducer.expect("a reducer");
 
     let steps = config["per_step"].as_array().expect("a list").clone();

@@ -18,7 +18,7 @@ pub fn bench(args: &BenchArgs) -> anyhow::Result<i32> {
     let launch = LaunchEnv::detect();
     let (rank, world_size) = launch.as_ref().map_or((0, 1), |env| (env.rank, env.world_size));
     // Opened one after the other when it is measured; here, so that a mistake shows before the ranks connect.
-    let plan = plan(args)?;
+    let plan = plan(args, world_size)?;
     let first = plan.first().map(|(_, source)| source.open(args)).transpose()?;
     let Some(experiment) = first.map(|case| case.experiment) else { return Ok(exit::OK) };
     let timeout = Duration::from_secs(experiment.trainer.collective_timeout_secs);
@@ -63,7 +63,7 @@ impl Source {
 }
 
 /// Everything that is to be measured, in order.
-fn plan(args: &BenchArgs) -> anyhow::Result<Vec<(Group, Source)>> {
+fn plan(args: &BenchArgs, ranks: usize) -> anyhow::Result<Vec<(Group, Source)>> {
     let precisions: &[&str] = match args.precision {
         Some(PrecisionArg::Fp32) => &["fp32"],
         Some(PrecisionArg::Bf16) => &["bf16"],
@@ -72,7 +72,7 @@ fn plan(args: &BenchArgs) -> anyhow::Result<Vec<(Group, Source)>> {
         None => &["bf16", "fp32"],
     };
     let mut plan = Vec::new();
-    for group in args.group.groups() {
+    for group in args.group.groups(ranks) {
         for case in cases(args, group)? {
             let source = |&precision| (group, Source { case: case.clone(), precision });
             plan.extend(precisions.iter().map(source));

@@ -4,6 +4,7 @@ use checkpoints::Store;
 use ilm_model::{Model, ModelConfig, ModelShape, Precision, Recompute};
 use worker::comm::{Collectives, Solo};
 use worker::config::Experiment;
+use worker::device::RankDevice;
 use worker::train::{Reducer, RunFacts, TrainState, division, save};
 
 use crate::on_ranks;
@@ -91,7 +92,8 @@ fn averaged_weights_are_gathered_for_an_evaluation_and_given_back() {
             let mut state = state(comm, sharded);
             let trainer = experiment(sharded).trainer;
             // SAFETY: dropped before the state, and nothing is under way when the state is looked at.
-            let reducer = unsafe { Reducer::connect(comm, &trainer, state.model.arena()) };
+            let reducer =
+                unsafe { Reducer::connect(&RankDevice::processor(), comm, &trainer, state.model.arena()) };
             let mut reducer = reducer.expect("a reducer");
             mark(&mut state);
             let trained = state.model.arena().params().to_vec();
@@ -108,6 +110,7 @@ fn averaged_weights_are_gathered_for_an_evaluation_and_given_back() {
 fn a_checkpoint_of_any_division_is_read_by_any_other() {
     on_ranks("state::a_checkpoint_of_any_division_is_read_by_any_other", &[2, 3], |comm| {
         let facts = RunFacts {
+            micro_batch_tokens: None,
             seed: 1,
             num_embeddings: 1000,
             config_hash: String::new(),
