@@ -19,8 +19,8 @@ use crate::say;
 use crate::signals::StopRequest;
 use crate::telemetry::{self, Banner};
 use crate::train::{
-    Incompatible, Reducer, RunFacts, Saver, TokenLimit, TrainState, check_model, check_run, checkpoint_layout,
-    division, find_checkpoint, recorded_tokens,
+    Incompatible, Reducer, RunFacts, Saver, TokenLimit, TrainState, check_model, check_run,
+    checkpoint_layout, division, find_checkpoint, recorded_tokens,
 };
 use crate::{exit, memory, threads};
 use steps::Steps;
