@@ -4,7 +4,7 @@ use data_pipeline::config::Task;
 use serde::Serialize;
 
 use super::hardware::Hardware;
-use super::prediction::{BUCKET_BYTES, Prediction, Subject, gemm_efficiency};
+use super::prediction::{Prediction, Subject, gemm_efficiency};
 
 /// Losses below this share of a step are not worth a word.
 const LEAST_SHARE: f64 = 0.05;
@@ -22,7 +22,7 @@ pub struct Limit {
 pub(super) fn of(prediction: &Prediction, subject: &Subject, hardware: &Hardware) -> Vec<Limit> {
     let mut limits = hard(prediction, subject, hardware);
     limits.extend(computing(prediction, hardware));
-    limits.extend(exchanging(prediction));
+    limits.extend(exchanging(prediction, subject));
     limits.extend(around(prediction, subject, hardware));
     limits.retain(|limit| limit.share >= LEAST_SHARE);
     limits.sort_by(|a, b| b.share.total_cmp(&a.share));
@@ -82,20 +82,17 @@ fn computing(prediction: &Prediction, hardware: &Hardware) -> Vec<Limit> {
 }
 
 /// Communication that nothing hides.
-fn exchanging(prediction: &Prediction) -> Vec<Limit> {
+fn exchanging(prediction: &Prediction, subject: &Subject) -> Vec<Limit> {
     let Prediction { seconds, exchange, .. } = prediction;
     let step = seconds.step();
-    let remedy = if exchange.latency > exchange.reduce / 2.0 {
-        let bucket = BUCKET_BYTES / 1048576.0;
-        format!("mostly latency of buckets of {bucket:.0} MiB, larger ones would help")
+    let remedy = if exchange.latency > (exchange.reduce + exchange.gather) / 2.0 {
+        let bucket = subject.experiment.trainer.reduce_bucket_mib;
+        format!("mostly latency of many buckets; raise trainer.reduce_bucket_mib = {bucket}")
     } else {
-        "mostly bandwidth, raise global_batch_size".to_owned()
+        "mostly bandwidth; raise global_batch_size".to_owned()
     };
     vec![
-        Limit {
-            share: seconds.reduce / step,
-            reason: format!("exposed reduce-scatter of gradients: {remedy}"),
-        },
+        Limit { share: seconds.reduce / step, reason: format!("exposed reduction of gradients: {remedy}") },
         Limit { share: seconds.gather / step, reason: format!("exposed all-gather of parameters: {remedy}") },
         Limit {
             share: seconds.optimizer / step,

@@ -49,8 +49,6 @@ pub struct Sizes {
     pub vocabulary: u64,
     /// Ranks.
     pub world_size: u64,
-    /// Ranks that share one set of moments and averages: 1 if each has its own.
-    pub optimizer_shards: u64,
 }
 
 impl Sizes {
@@ -65,10 +63,16 @@ impl Sizes {
         Resident {
             parameters: self.elements.saturating_mul(FP32 + rounded),
             gradients: self.elements.saturating_mul(FP32),
-            optimizer: self.elements.div_ceil(self.optimizer_shards).saturating_mul((2 + averages) * FP32),
+            optimizer: self.elements.div_ceil(self.shards(experiment)).saturating_mul((2 + averages) * FP32),
             logits: self.logits(experiment),
             host: self.host(experiment, averages),
         }
+    }
+
+    /// Ranks that share one set of moments and averages.
+    fn shards(&self, experiment: &Experiment) -> u64 {
+        let ranks = usize::try_from(self.world_size).unwrap_or(usize::MAX);
+        if experiment.trainer.shards_optimizer(ranks) { self.world_size } else { 1 }
     }
 
     /// The budget, or the logits of a single token in fp32 and rounded.
@@ -134,8 +138,9 @@ mod tests {
     fn resident_memory_equals_a_count_by_hand() {
         let mut experiment = Experiment { global_batch_size: 8, block_size: 10, ..Experiment::default() };
         experiment.data.memory_mib = 1;
+        experiment.trainer.shard_optimizer = Some(false);
         experiment.loss.head_budget_mib = 1;
-        let sizes = Sizes { elements: 1000, vocabulary: 50, world_size: 2, optimizer_shards: 1 };
+        let sizes = Sizes { elements: 1000, vocabulary: 50, world_size: 2 };
         let resident = sizes.resident(&experiment);
         assert_eq!((resident.parameters, resident.gradients, resident.optimizer), (4000, 4000, 12_000));
         assert_eq!(resident.logits, 1 << 20);
@@ -145,8 +150,9 @@ mod tests {
 
         experiment.trainer.precision = Precision::Bf16;
         experiment.trainer.ema_decay = None;
+        experiment.trainer.shard_optimizer = None;
         experiment.checkpoint.asynchronous = false;
-        let sharded = Sizes { optimizer_shards: 2, vocabulary: 1 << 20, ..sizes }.resident(&experiment);
+        let sharded = Sizes { vocabulary: 1 << 20, ..sizes }.resident(&experiment);
         assert_eq!((sharded.parameters, sharded.optimizer), (6000, 4000));
         assert_eq!(sharded.logits, 6 << 20, "a token's logits are never divided");
     }

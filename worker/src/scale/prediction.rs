@@ -11,9 +11,6 @@ use super::rows::RowMoments;
 use super::work::{Work, kernels, optimizer_traffic};
 use crate::config::Experiment;
 
-/// Size of the pieces in which gradients and parameters are exchanged.
-pub(super) const BUCKET_BYTES: f64 = 25.0 * 1048576.0;
-
 const FP32: f64 = 4.0;
 
 /// A run that is planned.
@@ -29,7 +26,7 @@ pub struct Subject<'a> {
     pub rows: RowMoments,
 }
 
-/// A step on so many GPUs, each with its part of the moments and averages.
+/// A step on so many GPUs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Prediction {
     /// Ranks, one for each GPU.
@@ -81,7 +78,7 @@ pub struct Seconds {
     pub reduce: f64,
     /// The optimizer.
     pub optimizer: f64,
-    /// Gathering parameters.
+    /// Gathering parameters, where each rank updates its own part.
     pub gather: f64,
 }
 
@@ -98,11 +95,11 @@ impl Seconds {
 pub struct Exchange {
     /// Bytes that a GPU sends.
     pub sent: f64,
-    /// Seconds of the reduce-scatter, overlapped or not.
+    /// Seconds in which gradients are reduced, overlapped or not.
     pub reduce: f64,
-    /// Seconds of the all-gather.
+    /// Seconds in which parameters are gathered.
     pub gather: f64,
-    /// The part of either that is latency.
+    /// The part of both that is latency.
     pub latency: f64,
 }
 
@@ -131,13 +128,12 @@ impl Prediction {
             elements: layout.len() as u64,
             vocabulary: shape.num_embeddings.unsigned_abs(),
             world_size: gpus,
-            optimizer_shards: gpus,
         };
         let resident = sizes.resident(experiment);
         let most_tokens = most_tokens(subject, hardware, &resident);
         let most_rows = experiment.per_device_batch_size.unwrap_or(usize::MAX) as f64;
         let micro_batches = (tokens / most_tokens).ceil().max((rows_of_gpu / most_rows).ceil());
-        let exchange = exchange(layout, hardware, gpus);
+        let exchange = exchange(subject, hardware, gpus);
         let seconds = seconds(subject, hardware, gpus, micro_batches, &exchange);
         let step = seconds.step();
         let examples_per_s = experiment.global_batch_size as f64 / step;
@@ -216,9 +212,12 @@ fn seconds(
     // The embedding's gradient is the last to be final, so nothing hides its reduction.
     let embedding = layout.stages().last().map_or(0, |stage| stage.len()) as f64 * FP32;
     let group = Group::new(hardware, gpus);
-    let last = group.seconds(hardware, embedding, buckets(embedding));
-    let hidden = backward_share(shape) * (busy + launches) / micro_batches;
-    let sharded = layout.len() as f64 / ranks;
+    let sharded = is_sharded(experiment, gpus);
+    let passes = if sharded { 1.0 } else { 2.0 };
+    let last = passes * group.seconds(hardware, embedding, buckets(experiment, embedding));
+    let overlap = f64::from(u8::from(experiment.trainer.overlap_reduction));
+    let hidden = overlap * backward_share(shape) * (busy + launches) / micro_batches;
+    let updated = layout.len() as f64 / if sharded { ranks } else { 1.0 };
     Seconds {
         gemm,
         attention,
@@ -226,7 +225,7 @@ fn seconds(
         launches,
         uneven: uneven.max(0.0),
         reduce: last + (exchange.reduce - last - hidden).max(0.0),
-        optimizer: optimizer_traffic(sharded) / memory,
+        optimizer: optimizer_traffic(shape, updated, layout.len() as f64) / memory,
         gather: exchange.gather,
     }
 }
@@ -239,19 +238,28 @@ fn backward_share(shape: &ModelShape) -> f64 {
     }
 }
 
-fn buckets(bytes: f64) -> f64 {
-    (bytes / BUCKET_BYTES).ceil()
+fn is_sharded(experiment: &Experiment, gpus: u64) -> bool {
+    experiment.trainer.shards_optimizer(usize::try_from(gpus).unwrap_or(usize::MAX))
 }
 
-fn exchange(layout: &ParamLayout, hardware: &Hardware, gpus: u64) -> Exchange {
-    let bytes = layout.len() as f64 * FP32;
+/// Pieces in which so many bytes are exchanged.
+fn buckets(experiment: &Experiment, bytes: f64) -> f64 {
+    const MIB: f64 = 1048576.0;
+    (bytes / (experiment.trainer.reduce_bucket_mib as f64 * MIB)).ceil()
+}
+
+/// Gradients are reduced and scattered and parameters gathered, or gradients are reduced, scattered and gathered.
+fn exchange(subject: &Subject, hardware: &Hardware, gpus: u64) -> Exchange {
+    let bytes = subject.layout.len() as f64 * FP32;
     let group = Group::new(hardware, gpus);
-    let once = group.seconds(hardware, bytes, buckets(bytes));
+    let buckets = buckets(subject.experiment, bytes);
+    let once = group.seconds(hardware, bytes, buckets);
+    let sharded = is_sharded(subject.experiment, gpus);
     Exchange {
         sent: 2.0 * group.sent(bytes),
-        reduce: once,
-        gather: once,
-        latency: group.latency(hardware, buckets(bytes)),
+        reduce: if sharded { once } else { 2.0 * once },
+        gather: if sharded { once } else { 0.0 },
+        latency: 2.0 * group.latency(hardware, buckets),
     }
 }
 
@@ -275,6 +283,7 @@ mod tests {
 
     use super::super::testing::hardware;
     use super::*;
+    use crate::config::TrainerConfig;
 
     /// 4 rows of 6 visible tokens each on `gpus` GPUs.
     fn predict(gpus: u64, change: impl FnOnce(&mut Experiment, &mut Hardware)) -> (Prediction, f64) {
@@ -311,7 +320,7 @@ mod tests {
         // 24 tokens reach 24 / 34 of the efficiency of 0.5 at 100 FLOP/s.
         let weights = 2.0 * (4.0 * 256.0 + 2.0 * 16.0 * 64.0) + 16.0 * 20.0;
         assert!((one.seconds.gemm - 6.0 * weights * 24.0 / (50.0 * 24.0 / 34.0)).abs() < 1e-6);
-        assert_eq!(one.seconds.optimizer, 38.0 * parameters / 500.0);
+        assert_eq!(one.seconds.optimizer, 36.0 * parameters / 500.0);
         assert_eq!((one.seconds.reduce, one.seconds.gather, one.exchange.sent), (0.0, 0.0, 0.0));
         assert!((one.examples_per_s * one.seconds.step() - 4.0).abs() < 1e-9);
         let useful = 24.0 * (6.0 * weights + 12.0 * 16.0 * 2.0 * 6.0);
@@ -335,6 +344,18 @@ mod tests {
         let last = 4.0 * 320.0 * 0.75 / 50.0 + 3.0;
         let hidden = (whole - last - busy * 2.0 / 3.0).max(0.0);
         assert!((four.seconds.reduce - last - hidden).abs() < 1e-9);
+    }
+
+    #[test]
+    fn settings_of_the_exchange_count() {
+        let four =
+            |change: fn(&mut TrainerConfig)| predict(4, |experiment, _| change(&mut experiment.trainer)).0;
+        let (sharded, replicated) = (four(|_| {}), four(|trainer| trainer.shard_optimizer = Some(false)));
+        assert_eq!(replicated.exchange.reduce, sharded.exchange.reduce + sharded.exchange.gather);
+        assert_eq!((replicated.seconds.gather, replicated.exchange.sent), (0.0, sharded.exchange.sent));
+        assert_eq!(replicated.seconds.optimizer, 4.0 * sharded.seconds.optimizer);
+        let waiting = four(|trainer| trainer.overlap_reduction = false);
+        assert_eq!(waiting.seconds.reduce, waiting.exchange.reduce);
     }
 
     #[test]

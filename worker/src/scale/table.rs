@@ -44,9 +44,9 @@ fn rows(predictions: &[Prediction]) -> Vec<(&'static str, Vec<String>)> {
         ("- kernels bound by memory", |p| ms(p.seconds.traffic)),
         ("- waiting for kernels to start", |p| ms(p.seconds.launches)),
         ("- waiting for the fullest GPU", |p| ms(p.seconds.uneven)),
-        ("- reduce-scatter: exposed of all", |p| exposed(p.seconds.reduce, p.exchange.reduce)),
+        ("- reduction of gradients: exposed of all", |p| exposed(p.seconds.reduce, p.exchange.reduce)),
         ("- optimizer", |p| ms(p.seconds.optimizer)),
-        ("- all-gather", |p| ms(p.seconds.gather)),
+        ("- all-gather of parameters", |p| ms(p.seconds.gather)),
         ("examples/s, visible tokens/s", |p| {
             format!("{}, {}", number(p.examples_per_s), number(p.tokens_per_s))
         }),

@@ -1,6 +1,6 @@
 //! What a step computes: operations and memory traffic as functions of the model's shape and the rows.
 
-use ilm_model::{ModelShape, Recompute};
+use ilm_model::{ModelShape, Precision, Recompute};
 use serde::Serialize;
 
 use super::rows::RowMoments;
@@ -14,8 +14,11 @@ const BLOCK_BYTES: f64 = 168.0;
 /// gradient, read rounded by two products.
 const LOGIT_BYTES: f64 = 18.0;
 
-/// Bytes per parameter that the optimizer reads and writes: gradient, parameter, moments, average, rounded copy.
-const OPTIMIZER_BYTES: f64 = 38.0;
+/// Bytes per parameter that the optimizer reads and writes: gradient, parameter, moments, average.
+const OPTIMIZER_BYTES: f64 = 36.0;
+
+/// Bytes per parameter that rounding reads and writes.
+const ROUNDING_BYTES: f64 = 6.0;
 
 /// Kernels of a block, forward and backward, and of all that is outside the blocks.
 const BLOCK_KERNELS: f64 = 30.0;
@@ -56,9 +59,13 @@ impl Work {
     }
 }
 
-/// Bytes that the optimizer moves for so many parameters.
-pub fn optimizer_traffic(parameters: f64) -> f64 {
-    OPTIMIZER_BYTES * parameters
+/// Bytes that a rank moves to update `updated` parameters and, in bf16, to round all.
+pub fn optimizer_traffic(shape: &ModelShape, updated: f64, all: f64) -> f64 {
+    let rounded = match shape.precision {
+        Precision::Fp32 => 0.0,
+        Precision::Bf16 => all,
+    };
+    OPTIMIZER_BYTES * updated + ROUNDING_BYTES * rounded
 }
 
 /// Kernels of one micro-batch.
@@ -68,7 +75,7 @@ pub fn kernels(shape: &ModelShape) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use ilm_model::{ModelConfig, Precision};
+    use ilm_model::ModelConfig;
 
     use super::*;
 
@@ -96,5 +103,8 @@ mod tests {
         let again = Work::new(&shape, &rows, 20.0);
         assert!((again.gemm_flops - work.gemm_flops - 2.0 * 20.0 * 2.0 * block).abs() < 1e-6);
         assert_eq!(again.useful_flops, work.useful_flops);
+        assert_eq!(optimizer_traffic(&shape, 10.0, 40.0), 360.0);
+        shape.precision = Precision::Bf16;
+        assert_eq!(optimizer_traffic(&shape, 10.0, 40.0), 600.0);
     }
 }

@@ -54,7 +54,6 @@ impl TokenLimit {
             elements: model.arena().flat_params().capacity() as u64,
             vocabulary: model.shape().num_embeddings.unsigned_abs(),
             world_size: world_size as u64,
-            optimizer_shards: 1,
         };
         let resident = sizes.resident(config).total();
         let per_token = activation_bytes_per_token(model.shape());
