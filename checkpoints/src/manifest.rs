@@ -12,8 +12,8 @@ use crate::disk::checksum;
 use crate::layout::{Layout, TensorEntry};
 
 pub(crate) const MANIFEST_FILE: &str = "manifest.json";
-/// The format version that this crate reads and writes.
-pub(crate) const VERSION: u64 = 1;
+/// The format version that this crate writes. It reads this one and those before it.
+pub(crate) const VERSION: u64 = 2;
 /// A larger file is no manifest; one for a thousand ranks and a hundred billion parameters is below this.
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 1 << 28;
 
@@ -65,7 +65,7 @@ pub struct ShardRecord {
     pub header_checksum: String,
     /// Every section is cut into blocks of so many bytes, each with its own checksum.
     pub block_bytes: u64,
-    /// The sections in the order in which they lie in the file.
+    /// The slices in the order in which they lie in the file. Those of one section follow each other, ascending.
     pub sections: Vec<SectionRecord>,
 }
 
@@ -154,7 +154,7 @@ impl Manifest {
         if head.format != FORMAT {
             return Err(Fault::Damaged(format!("its format is '{}' instead of '{FORMAT}'", head.format)));
         }
-        if head.version != VERSION {
+        if !(1..=VERSION).contains(&head.version) {
             return Err(Fault::Version(head.version));
         }
         let body: Body = serde_json::from_slice(&json).map_err(|e| Fault::Damaged(e.to_string()))?;
@@ -230,7 +230,9 @@ fn validate_shard(shard: &ShardRecord) -> Result<(), String> {
     let mut end = header_end;
     for (i, section) in shard.sections.iter().enumerate() {
         let name = &section.name;
-        if shard.sections[..i].iter().any(|other| other.name == *name) {
+        let (earlier, same) = shard.sections[..i].split_at(i.saturating_sub(1));
+        let follows = same.iter().any(|last| last.name == *name && last.end <= section.start);
+        if !follows && earlier.iter().chain(same).any(|other| other.name == *name) {
             return Err(format!("section '{name}' is there twice"));
         }
         let bytes = section.bytes().ok_or_else(|| format!("section '{name}' has an impossible range"))?;

@@ -28,7 +28,7 @@ fn a_person_reads_one_line_per_parameter_and_shard() {
         [
             "{",
             r#"  "format": "ilm-checkpoint","#,
-            r#"  "version": 1,"#,
+            r#"  "version": 2,"#,
             r#"  "state": {"#,
             r#"    "step": 7,"#
         ]
@@ -56,8 +56,10 @@ fn any_flipped_bit_and_any_cut_is_noticed() {
 #[test]
 fn another_version_is_told_from_damage() {
     let text = manifest().to_text().unwrap();
-    let newer = reseal(text.replace("\"version\": 1,", "\"version\": 2,\n  \"unheard_of\": [],"));
-    assert_eq!(Manifest::parse(newer.as_bytes()), Err(Fault::Version(2)));
+    let newer = reseal(text.replace("\"version\": 2,", "\"version\": 3,\n  \"unheard_of\": [],"));
+    assert_eq!(Manifest::parse(newer.as_bytes()), Err(Fault::Version(3)));
+    let older = reseal(text.replace("\"version\": 2,", "\"version\": 1,"));
+    assert_eq!(Manifest::parse(older.as_bytes()), Ok(manifest()));
     let foreign = reseal(text.replace("ilm-checkpoint", "other"));
     assert!(
         matches!(Manifest::parse(foreign.as_bytes()), Err(Fault::Damaged(what)) if what.contains("'other'"))

@@ -264,15 +264,19 @@ fn header_matches(header: &[u8], shard: &ShardRecord) -> Result<(), String> {
         return Err(format!("its length field says {}", u64::from_le_bytes(*length)));
     }
     let metadata: Metadata = serde_json::from_slice(json).map_err(|e| e.to_string())?;
-    if metadata.tensors().len() != shard.sections.len() {
+    let sections: Vec<&[SectionRecord]> =
+        shard.sections.chunk_by(|one, next| one.name == next.name).collect();
+    if metadata.tensors().len() != sections.len() {
         return Err(format!("it has {} tensors", metadata.tensors().len()));
     }
-    for slice in &shard.sections {
-        let info = metadata.info(&slice.name).ok_or_else(|| format!("it has no tensor '{}'", slice.name))?;
+    for slices in sections {
+        let Some(first) = slices.first() else { continue };
+        let info = metadata.info(&first.name).ok_or_else(|| format!("it has no tensor '{}'", first.name))?;
         let begin = info.data_offsets.0 as u64 + header.len() as u64;
         let shape: Vec<u64> = info.shape.iter().map(|&size| size as u64).collect();
-        if info.dtype != Dtype::F32 || shape != [slice.end - slice.start] || begin != slice.file_offset {
-            return Err(format!("its tensor '{}' is another one", slice.name));
+        let elements: u64 = slices.iter().map(|slice| slice.end - slice.start).sum();
+        if info.dtype != Dtype::F32 || shape != [elements] || begin != first.file_offset {
+            return Err(format!("its tensor '{}' is another one", first.name));
         }
     }
     Ok(())

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::Store;
 use crate::testing::{self, BLOCK, SECTIONS, bits, flip, is_whole, values};
+use crate::write::{Section, write_shard_in_blocks};
 
 #[test]
 fn saved_by_n_ranks_it_is_read_by_m() {
@@ -27,6 +28,35 @@ fn saved_by_n_ranks_it_is_read_by_m() {
             }
         }
     }
+}
+
+/// As ranks write that own a part of every bucket.
+#[test]
+fn several_slices_of_a_section_are_one_tensor_and_any_range_is_read() {
+    let len = 100;
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    let staging = store.begin(9).unwrap();
+    let shard = |rank: usize| {
+        let arenas = SECTIONS.map(|name| (name, values(name, 9, len)));
+        let owned = [(20 * rank)..(20 * rank + 20), (40 + 30 * rank)..(70 + 30 * rank)];
+        let slices = arenas.iter().flat_map(|(name, arena)| {
+            owned.clone().map(|range| Section { name, data: &arena[range.clone()], range })
+        });
+        write_shard_in_blocks(staging.dir(), rank, &slices.collect::<Vec<_>>(), BLOCK).unwrap()
+    };
+    let records = vec![shard(0), shard(1)];
+    let saved = store.commit(staging, testing::layout(len), records, testing::state(9, 2)).unwrap();
+    let checkpoint = Checkpoint::open(&saved).unwrap();
+    checkpoint.verify().unwrap();
+    assert!(is_whole(&checkpoint));
+    let mut read = vec![0.0; 35];
+    checkpoint.read("exp_avg", 15..50, &mut read).unwrap();
+    assert_eq!(bits(&read), bits(&values("exp_avg", 9, len)[15..50]));
+
+    let bytes = fs::read(saved.join("rank-00001.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(tensors.tensor("ema").unwrap().shape(), [50]);
 }
 
 fn save_in(dir: &Path, ranks: usize, len: usize) -> PathBuf {

@@ -16,7 +16,7 @@ use crate::manifest::{SectionRecord, ShardRecord, shard_file};
 /// Elements per block: 4 MiB, which is also all the memory that writing takes.
 const BLOCK_ELEMENTS: usize = 1 << 20;
 
-/// A rank's slice of one flat arena.
+/// A rank's slice of one flat arena. Several slices of one arena follow each other in ascending order.
 #[derive(Debug, Clone)]
 pub struct Section<'a> {
     /// The arena: `master`, `exp_avg`, `exp_avg_sq`, `ema`; lower-case letters, digits and `_`.
@@ -102,20 +102,28 @@ fn write_parts(
 fn header(sections: &[Section<'_>]) -> Result<Vec<u8>, String> {
     let mut tensors: Vec<(String, TensorInfo)> = Vec::new();
     let mut end = 0;
-    for section in sections {
+    for (i, section) in sections.iter().enumerate() {
         let Section { name, range, data } = section;
         let letters = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
         if name.is_empty() || name.starts_with('_') || !name.bytes().all(letters) {
             return Err(format!("section name {name:?} is not made of lower-case letters, digits and '_'"));
-        }
-        if tensors.iter().any(|(other, _)| other == name) {
-            return Err(format!("section '{name}' is given twice"));
         }
         if range.start > range.end || range.len() != data.len() {
             return Err(format!("section '{name}' has {} elements for the range {range:?}", data.len()));
         }
         let begin = end;
         end += size_of_val(*data);
+        if let Some((_, info)) = tensors.last_mut().filter(|(last, _)| last == name) {
+            if range.start < sections[i - 1].range.end {
+                return Err(format!("the slices of section '{name}' do not ascend"));
+            }
+            info.shape[0] += data.len();
+            info.data_offsets.1 = end;
+            continue;
+        }
+        if tensors.iter().any(|(other, _)| other == name) {
+            return Err(format!("section '{name}' is given twice"));
+        }
         let info = TensorInfo { dtype: Dtype::F32, shape: vec![data.len()], data_offsets: (begin, end) };
         tensors.push((name.to_string(), info));
     }

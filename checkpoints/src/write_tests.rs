@@ -55,7 +55,8 @@ fn sections_that_contradict_themselves_are_refused_before_a_file_is_made() {
     for (sections, part) in [
         (vec![section("master", 0..5)], "4 elements for the range 0..5"),
         (vec![section("master", reversed)], "4 elements for the range 4..0"),
-        (vec![section("ema", 0..4), section("ema", 0..4)], "twice"),
+        (vec![section("ema", 0..4), section("ema", 3..7)], "ascend"),
+        (vec![section("ema", 0..4), section("master", 0..4), section("ema", 4..8)], "twice"),
         (vec![section("__metadata__", 0..4)], "letters"),
         (vec![section("", 0..4)], "letters"),
         (vec![section("a=b", 0..4)], "letters"),

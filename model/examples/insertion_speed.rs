@@ -1,8 +1,9 @@
-//! Tokens inserted per second into a batch of 16 rows by a 256/4/4 model with the vocabulary of LM1B, beside a plain
-//! implementation that computes padded logits of the whole batch at every step. Threads are the arguments (default: 2).
+//! Tokens inserted per second into a batch of 16 rows by a 256/4/4 model with the vocabulary of LM1B. Arguments: numbers of
+//! threads (default: 2), `fp32` or `bf16` for one of them only, `plain` to measure a plain implementation too, which is slow.
 //!
-//! Both start from CLS and BOS, stop each row at the same length, score positions by the log of the sum over tokens, and
-//! draw tokens by top-p 0.5.
+//! Rows start from CLS and BOS. In the batch "lm1b" they end at lengths like those of that data set, in the batch "long" each
+//! gets 100 tokens. The plain implementation computes padded logits of the whole batch "lm1b" at every step. Positions are
+//! scored by the log of the sum over tokens, tokens drawn by top-p 0.5, as the experiment does; "joint" draws both at once.
 
 use std::time::Instant;
 
@@ -13,9 +14,10 @@ use ilm_model::{
 };
 
 const ROWS: usize = 16;
-const VOCABULARY: i64 = 30_524;
-const SPECIAL: SpecialIds = SpecialIds { cls: 101, bos: 30_522, pad: 0, mask: 103 };
-const SUPPRESSED: [i64; 5] = [0, 101, 103, 30_522, 30_523];
+const VOCABULARY: i64 = 30_522;
+const SPECIAL: SpecialIds = SpecialIds { cls: 101, bos: 104, pad: 0, mask: 103 };
+const SUPPRESSED: [i64; 5] = [0, 101, 103, 104, 105];
+const LONG: usize = 102;
 const REPEATS: usize = 3;
 
 type Error = Box<dyn std::error::Error>;
@@ -38,8 +40,9 @@ fn model(precision: Precision) -> Result<Model, Error> {
     Ok(Model::new(shape, 1)?)
 }
 
-fn packed(model: &Model, seed: u64) -> Result<usize, Error> {
-    let config = PredictorConfig {
+/// The experiment's way to draw.
+fn experiment() -> PredictorConfig {
+    PredictorConfig {
         max_steps: 126,
         stopping_threshold: Some(1.0),
         sampling_method: SamplingMethod::SampleTopP,
@@ -47,13 +50,20 @@ fn packed(model: &Model, seed: u64) -> Result<usize, Error> {
         second_sampling_method: Some(SamplingMethod::SampleTopK),
         second_top: 1,
         ..PredictorConfig::default()
-    };
+    }
+}
+
+fn joint() -> PredictorConfig {
+    PredictorConfig { max_steps: 126, stopping_threshold: Some(1.0), ..PredictorConfig::default() }
+}
+
+fn packed(model: &Model, config: PredictorConfig, lengths: &[usize]) -> Result<usize, Error> {
     let predictor = Predictor::new(config, SPECIAL, &SUPPRESSED, model.shape())?;
     let prompts: Vec<Prompt> = (0u64..)
-        .zip(lengths())
-        .map(|(id, length)| Prompt { max_length: Some(length), ..Prompt::unconditional(id, SPECIAL) })
+        .zip(lengths)
+        .map(|(id, &length)| Prompt { max_length: Some(length), ..Prompt::unconditional(id, SPECIAL) })
         .collect();
-    let predictions = predictor.predict(model, &prompts, seed)?;
+    let predictions = predictor.predict(model, &prompts, 1)?;
     Ok(predictions.iter().map(|row| row.insertions.len()).sum())
 }
 
@@ -109,15 +119,27 @@ fn rate(mut run: impl FnMut() -> Result<usize, Error>) -> Result<f64, Error> {
 }
 
 fn main() -> Result<(), Error> {
-    let given: Vec<i32> = std::env::args().skip(1).map(|text| text.parse()).collect::<Result<_, _>>()?;
-    println!("{:<8}{:>10}{:>16}{:>16}{:>8}", "threads", "precision", "tokens/s", "plain tokens/s", "ratio");
-    for threads in if given.is_empty() { vec![2] } else { given } {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let given = |word: &str| arguments.iter().any(|argument| argument == word);
+    let mut threads: Vec<i32> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
+    if threads.is_empty() {
+        threads.push(2);
+    }
+    println!("tokens/s");
+    println!("{:>7}{:>10}{:>10}{:>10}{:>10}{:>10}", "threads", "precision", "lm1b", "long", "joint", "plain");
+    for threads in threads {
         tch::set_num_threads(threads);
-        for (name, precision) in [("fp32", Precision::Fp32), ("bf16", Precision::Bf16)] {
+        for (name, other, precision) in [("fp32", "bf16", Precision::Fp32), ("bf16", "fp32", Precision::Bf16)]
+        {
+            if given(other) && !given(name) {
+                continue;
+            }
             let model = model(precision)?;
-            let ours = rate(|| packed(&model, 1))?;
-            let plain = rate(|| padded(&model))?;
-            println!("{threads:<8}{name:>10}{ours:>16.1}{plain:>16.1}{:>8.1}", ours / plain);
+            let lm1b = rate(|| packed(&model, experiment(), &lengths()))?;
+            let long = rate(|| packed(&model, experiment(), &[LONG; ROWS]))?;
+            let joint = rate(|| packed(&model, joint(), &lengths()))?;
+            let plain = if given("plain") { rate(|| padded(&model))? } else { f64::NAN };
+            println!("{threads:>7}{name:>10}{lm1b:>10.1}{long:>10.1}{joint:>10.1}{plain:>10.1}");
         }
     }
     Ok(())

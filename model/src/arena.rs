@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::bf16;
 use tch::{Device, Tensor};
@@ -21,6 +22,24 @@ pub struct Arena {
     rounded: Option<Flat<bf16>>,
     /// Whether parameters have changed since they were rounded.
     stale: Cell<bool>,
+    /// How often gradients have been cleared.
+    clearings: Arc<AtomicU64>,
+}
+
+/// Whether a matrix's gradient has been written since gradients were last cleared: the first product writes over it, which saves
+/// filling it with zeros and reading them.
+#[derive(Debug)]
+pub(crate) struct Writes {
+    clearings: Arc<AtomicU64>,
+    seen: Cell<u64>,
+}
+
+impl Writes {
+    /// Whether this is the first question since gradients were cleared.
+    pub(crate) fn is_first(&self) -> bool {
+        let now = self.clearings.load(Ordering::Relaxed);
+        self.seen.replace(now) != now
+    }
 }
 
 /// What an optimizer changes.
@@ -53,6 +72,7 @@ impl Arena {
             rounded,
             layout,
             stale: Cell::new(false),
+            clearings: Arc::default(),
         })
     }
 
@@ -148,6 +168,20 @@ impl Arena {
             rounded.view(all.clone())?.f_copy_(&self.params.view(all)?)?;
         }
         self.stale.set(false);
+        Ok(())
+    }
+
+    pub(crate) fn writes(&self) -> Writes {
+        Writes { clearings: Arc::clone(&self.clearings), seen: Cell::new(0) }
+    }
+
+    /// Makes all gradients 0 that are not written over by the first product: those of all but the products' matrices.
+    pub(crate) fn clear_grads(&mut self) -> Result<()> {
+        self.clearings.fetch_add(1, Ordering::Relaxed);
+        let layout = Arc::clone(&self.layout);
+        for entry in layout.entries().iter().filter(|entry| !entry.is_product()) {
+            let _ = self.grads.view(entry.range())?.f_zero_()?;
+        }
         Ok(())
     }
 

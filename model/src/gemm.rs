@@ -55,17 +55,21 @@ pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
     Ok(grad.f_mm(weight)?)
 }
 
-/// `target += grad^T x`: [n, out] and [n, in] of one type -> [out, in] f32.
-pub(crate) fn add_weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor) -> Result<()> {
+/// `target = grad^T x`, or `+=` if it `adds`: [n, out] and [n, in] of one type -> [out, in] f32.
+pub(crate) fn weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor, adds: bool) -> Result<()> {
     let mut target = target.shallow_clone();
+    let beta = f64::from(u8::from(adds));
     if let Some(gemm) = mkl_bf16(grad) {
-        gemm.run([grad, x], [true, false], &target, 1.0);
+        gemm.run([grad, x], [true, false], &target, beta as f32);
     } else if grad.kind() != Kind::Float {
-        let _ = target.f_add_(&by_torch(&grad.f_tr()?, x)?)?;
+        let _ = target.f_mul_scalar_(beta)?.f_add_(&by_torch(&grad.f_tr()?, x)?)?;
     } else if x.size()[0] >= LEAST_ROWS && suits_onednn(x, &target) {
+        let _ = target.f_mul_scalar_(beta)?;
         add_weight_grad_by_onednn(target, grad, x)?;
-    } else {
+    } else if adds {
         let _ = target.f_addmm_(&grad.f_tr()?, x)?;
+    } else {
+        let _ = grad.f_tr()?.f_mm_out(&target, x)?;
     }
     Ok(())
 }
@@ -185,9 +189,12 @@ mod tests {
                 expect(&linear(&x, &weight).unwrap(), double(&x).mm(&double(&weight).tr()));
                 expect(&input_grad(&grad, &weight).unwrap(), double(&grad).mm(&double(&weight)));
                 let target = wave(&[outputs, inputs], 0.2);
-                let expected = double(&target) + double(&grad).tr().mm(&double(&x));
-                add_weight_grad(&target, &grad, &x).unwrap();
+                let product = double(&grad).tr().mm(&double(&x));
+                let expected = double(&target) + &product;
+                weight_grad(&target, &grad, &x, true).unwrap();
                 expect(&target, expected);
+                weight_grad(&target, &grad, &x, false).unwrap();
+                expect(&target, product);
             }
         }
     }

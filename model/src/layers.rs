@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::arena::Arena;
+use crate::arena::{Arena, Writes};
 use crate::config::{ModelShape, Precision};
 use crate::error::Result;
 use crate::gemm;
@@ -44,24 +44,32 @@ pub(crate) struct Linear {
     weight_grad: Tensor,
     /// (value, gradient)
     bias: Option<(Tensor, Tensor)>,
+    writes: Writes,
 }
 
 impl Linear {
     /// A map of the model's precision.
     pub(crate) fn new(arena: &Arena, name: &str, with_bias: bool) -> Result<Self> {
         let weight = arena.views(&format!("{name}.weight"))?;
-        Ok(Self { weight: weight.operand, weight_grad: weight.grad, bias: bias(arena, name, with_bias)? })
+        let bias = bias(arena, name, with_bias)?;
+        Ok(Self { weight: weight.operand, weight_grad: weight.grad, bias, writes: arena.writes() })
     }
 
     /// A map that is f32 in every model.
     pub(crate) fn exact(arena: &Arena, name: &str, with_bias: bool) -> Result<Self> {
         let weight = arena.views(&format!("{name}.weight"))?;
-        Ok(Self { weight: weight.value, weight_grad: weight.grad, bias: bias(arena, name, with_bias)? })
+        let bias = bias(arena, name, with_bias)?;
+        Ok(Self { weight: weight.value, weight_grad: weight.grad, bias, writes: arena.writes() })
     }
 
     /// Type of the operands.
     pub(crate) fn kind(&self) -> Kind {
         self.weight.kind()
+    }
+
+    /// [out, in] as products take it.
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
     }
 
     pub(crate) fn bias(&self) -> Option<&Tensor> {
@@ -79,8 +87,16 @@ impl Linear {
 
     /// Adds the weight's gradient and returns the input's.
     pub(crate) fn product_backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        gemm::add_weight_grad(&self.weight_grad, grad, x)?;
+        gemm::weight_grad(&self.weight_grad, grad, x, !self.writes.is_first())?;
         gemm::input_grad(grad, &self.weight)
+    }
+
+    /// Makes the weight's gradient 0 if nothing was added to it since gradients were cleared.
+    pub(crate) fn settle(&self) -> Result<()> {
+        if self.writes.is_first() {
+            let _ = self.weight_grad.shallow_clone().f_zero_()?;
+        }
+        Ok(())
     }
 
     /// [N, in] -> [N, out].

@@ -23,6 +23,16 @@ pub struct ParamEntry {
     pub len: usize,
     /// Where its initial values come from.
     pub(crate) init: Init,
+    role: Role,
+}
+
+/// How a parameter is used.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Role {
+    /// A matrix of a linear map.
+    Product,
+    /// A table of vectors, a bias or a norm.
+    Other,
 }
 
 /// Where a parameter's initial values come from.
@@ -48,6 +58,11 @@ impl ParamEntry {
     /// Elements of the flat buffer.
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.len
+    }
+
+    /// Whether it is the matrix of a linear map, whose gradient is a product.
+    pub(crate) fn is_product(&self) -> bool {
+        self.role == Role::Product
     }
 
     /// Whether weight decay applies: to matrices, not to biases and norms. (The reference tells rotary parameters apart by name and
@@ -175,7 +190,7 @@ impl ParamLayout {
     }
 
     fn push_linear(&mut self, name: &str, shape: [i64; 2], biased: bool, init: Init) -> Result<()> {
-        self.push(format!("{name}.weight"), &shape, init)?;
+        self.push_role(format!("{name}.weight"), &shape, init, Role::Product)?;
         if biased {
             self.push(format!("{name}.bias"), &shape[..1], init)?;
         }
@@ -183,6 +198,10 @@ impl ParamLayout {
     }
 
     fn push(&mut self, name: String, shape: &[i64], init: Init) -> Result<()> {
+        self.push_role(name, shape, init, Role::Other)
+    }
+
+    fn push_role(&mut self, name: String, shape: &[i64], init: Init, role: Role) -> Result<()> {
         let too_big = || {
             Error::Config(format!(
                 "the model does not fit this machine's address space at '{name}' {shape:?}; use a smaller model"
@@ -198,7 +217,7 @@ impl ParamLayout {
         if next > isize::MAX as usize / 8 {
             return Err(too_big());
         }
-        self.entries.push(ParamEntry { name, shape: shape.to_vec(), offset: self.len, len, init });
+        self.entries.push(ParamEntry { name, shape: shape.to_vec(), offset: self.len, len, init, role });
         self.len = next;
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! padding is computed on outside attention. Parameters and gradients are two flat buffers ([`Arena`]) in a fixed order
 //! ([`ParamLayout`]), so that a gradient bucket, an optimizer shard and a checkpoint slice are ranges.
 
+mod activations;
 mod arena;
 mod backbone;
 mod batch;
@@ -38,6 +39,7 @@ pub mod sample;
 mod testing;
 mod turns;
 
+pub use activations::activation_bytes_per_token;
 pub use arena::{Arena, UpdateParts};
 pub use batch::Batch;
 pub use config::{

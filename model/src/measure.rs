@@ -57,7 +57,7 @@ impl LinearMap {
     /// # Errors
     /// Memory is short.
     pub fn add_weight_grad(&self) -> Result<()> {
-        gemm::add_weight_grad(&self.weight_grad, &self.grad, &self.x)
+        gemm::weight_grad(&self.weight_grad, &self.grad, &self.x, false)
     }
 }
 

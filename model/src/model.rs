@@ -30,6 +30,8 @@ pub struct Model {
     pub(crate) backbone: Box<dyn Backbone>,
     pub(crate) output: OutputLayer,
     pub(crate) head: Option<ClassHead>,
+    /// Whether gradients count as 0 whatever they hold.
+    pub(crate) cleared: bool,
 }
 
 /// Hidden states to token logits, with a norm before them or without.
@@ -65,6 +67,7 @@ impl Model {
             head: shape.num_classes().map(|_| ClassHead::new(&arena, &shape)).transpose()?,
             shape,
             arena,
+            cleared: false,
         })
     }
 
@@ -81,6 +84,24 @@ impl Model {
     /// Parameters and gradients, to be changed.
     pub fn arena_mut(&mut self) -> &mut Arena {
         &mut self.arena
+    }
+
+    /// Makes all gradients 0. What the next micro-batch writes over anyway is left as it is until then, so gradients may only be
+    /// read behind [`forward_backward`](Self::forward_backward) or [`settle_grads`](Self::settle_grads).
+    pub fn clear_grads(&mut self) {
+        self.cleared = true;
+    }
+
+    /// Makes gradients that were cleared readable if there was no micro-batch after all.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn settle_grads(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.cleared) {
+            let all = 0..self.arena.layout().len();
+            let _ = self.arena.flat_grads().view(all)?.f_zero_()?;
+        }
+        Ok(())
     }
 
     /// Token logits [N, V] and, if there is a head, class logits [B, C] in the batch's order, without dropout; targets are not
@@ -137,6 +158,11 @@ impl Model {
         let Some(head) = &self.head else { return Ok(None) };
         let cls = hidden.f_index_select(0, &plan.cls_index()?)?;
         Ok(Some(head.forward(&cls, Dropout::OFF)?.0))
+    }
+
+    /// What the token logits of hidden states [M, d] are products of: states [M, d] and the matrix [V, d], of one type.
+    pub(crate) fn token_operands(&self, hidden: &Tensor) -> Result<(Tensor, &Tensor)> {
+        Ok((self.output.normed(hidden)?.0, self.output.linear.weight()))
     }
 
     /// Token logits [M, V] of hidden states [M, d].

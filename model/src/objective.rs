@@ -77,13 +77,17 @@ impl Model {
         on_ready: &mut dyn FnMut(Range<usize>),
     ) -> Result<LossParts> {
         self.check(batch, loss)?;
-        let mut stages = self.stages.iter().cloned();
-        let mut stage_ready = || stages.next().map(&mut *on_ready).unwrap_or_default();
         if batch.visible() == 0 {
-            self.stages.iter().for_each(|_| stage_ready());
+            self.settle_grads()?;
+            self.stages.iter().cloned().for_each(on_ready);
             return Ok(LossParts::default());
         }
         let _guard = tch::no_grad_guard();
+        if std::mem::take(&mut self.cleared) {
+            self.arena_mut().clear_grads()?;
+        }
+        let mut stages = self.stages.iter().cloned();
+        let mut stage_ready = || stages.next().map(&mut *on_ready).unwrap_or_default();
         let dropout =
             dropout_seed.map_or(Dropout::OFF, |seed| Dropout::new(self.shape().config.dropout, seed));
         self.arena().refresh()?;
@@ -139,6 +143,7 @@ impl Model {
     ) -> Result<(Vec<f64>, Tensor)> {
         let mut grad = hidden.f_zeros_like()?;
         if targets.is_empty() {
+            self.output.linear.settle()?;
             return Ok((vec![0.0; targets.n_drops.len()], grad));
         }
         let (rows, saved) = self.output.normed(&hidden.f_index_select(0, &targets.rows)?)?;

@@ -28,9 +28,17 @@ pub(crate) fn name_key(name: &str) -> u64 {
     })
 }
 
+/// Different uniform numbers.
+pub(crate) const UNIFORM_STEPS: f64 = (1u32 << 24) as f64;
+
 /// Uniform on [0, 1) in steps of 2^-24.
 pub(crate) fn uniform(rng: &mut ChaCha8Rng) -> f64 {
-    f64::from(rng.next_u32() >> 8) / f64::from(1u32 << 24)
+    to_uniform(rng.next_u32())
+}
+
+/// The uniform number of a random word.
+pub(crate) fn to_uniform(word: u32) -> f64 {
+    f64::from(word >> 8) / UNIFORM_STEPS
 }
 
 #[cfg(test)]

@@ -6,14 +6,25 @@
 //! The largest of score + Gumbel noise is a draw from the softmax of the scores. The noise of a uniform number u is
 //! -ln(-ln(u + 1e-10) + 1e-10), so a row of scores and a row of uniform numbers always give the same choice.
 
+mod draws;
+mod noise;
 mod ranking;
 #[cfg(test)]
 mod statistics;
 
+use std::iter;
+
+pub(crate) use draws::{Draws, Method};
+pub(crate) use noise::{Leader, Noise, better};
 use ranking::Ranking;
 
-/// Entries whose weights are summed in f32, see [`top_p_mask`].
-const RUN: usize = 16;
+use crate::kernels::simd::{exp, sum, widest};
+
+/// Rows up to this length are added up as the reference does.
+const SHORT: usize = 16;
+
+/// Entries of a longer row whose weights are summed in f32.
+const RUN: usize = 512;
 
 /// One entry with probability softmax(scores): the largest of score + Gumbel noise.
 pub fn sample(scores: &[f32], uniform: impl FnMut() -> f64) -> Option<usize> {
@@ -73,26 +84,37 @@ pub fn top_k(k: usize, scores: &[f32]) -> Vec<usize> {
 /// `p` belongs in (0, 1]. Probabilities and their running sum have the reference's precision, f32, so that with `p` = 1
 /// rounding may leave out the end of the tail, as there. [`nucleus_mask`] has neither peculiarity.
 pub fn top_p_mask(p: f64, scores: &[f32]) -> Vec<bool> {
-    let mut kept = vec![false; scores.len()];
+    mask(scores.len(), &top_p(p, scores))
+}
+
+/// What [`top_p_mask`] keeps, the largest first.
+fn top_p(p: f64, scores: &[f32]) -> Vec<usize> {
     let mut ranking = Ranking::new(scores);
-    let mut order = ranking.iter().take_while(|&index| scores[index] > f32::NEG_INFINITY).peekable();
-    let Some(&top) = order.peek() else { return kept };
-    kept[top] = true;
-    let weight = |score: f32| f64::from(score - scores[top]).exp() as f32;
-    // the reference adds a short row up in f32 from the left; with longer rows that would lose the small entries, so the
-    // sums of short runs are added in f64
-    let run_sum = |run: &[f32]| f64::from(run.iter().fold(0f32, |sum, &score| sum + weight(score)));
-    let total: f64 = scores.chunks(RUN).map(run_sum).sum();
-    let scale = total.recip() as f32;
-    let mut cumulative = 0.0;
-    for index in order {
-        cumulative += f64::from(weight(scores[index]) * scale);
-        if cumulative as f32 > p as f32 {
-            break;
-        }
-        kept[index] = true;
+    let mut order = ranking.iter().take_while(|&index| scores[index] > f32::NEG_INFINITY);
+    let Some(top) = order.next() else { return Vec::new() };
+    let scale = total_weight(scores, scores[top]).recip() as f32;
+    let mut cumulative = f64::from(scale);
+    let within = |&index: &usize| {
+        cumulative += f64::from(weight(scores[index], scores[top]) * scale);
+        cumulative as f32 <= p as f32
+    };
+    iter::once(top).chain(order.take_while(within)).collect()
+}
+
+/// Sum of e^(score - top), what is no number left out. A short row is added up in f32 from the left, as in the reference; with
+/// longer rows that would lose the small entries, so the sums of runs are added in f64.
+fn total_weight(scores: &[f32], top: f32) -> f64 {
+    if scores.len() <= SHORT {
+        let weights = scores.iter().filter(|score| !score.is_nan()).map(|&score| weight(score, top));
+        return f64::from(weights.fold(0.0, |sum, weight| sum + weight));
     }
-    kept
+    let quick = |score: f32| if score.is_nan() { 0.0 } else { exp(score - top) };
+    widest(|| scores.chunks(RUN).map(|run| f64::from(sum(run.len(), |at| quick(run[at])))).sum())
+}
+
+/// e^(score - top), to the nearest.
+fn weight(score: f32, top: f32) -> f32 {
+    f64::from(score - top).exp() as f32
 }
 
 /// The usual nucleus: true for the smallest set of largest entries whose probabilities sum to `p` or more, so the entry that
@@ -100,22 +122,29 @@ pub fn top_p_mask(p: f64, scores: &[f32]) -> Vec<bool> {
 ///
 /// `p` belongs in (0, 1]; 1 keeps every entry above minus infinity.
 pub fn nucleus_mask(p: f64, scores: &[f32]) -> Vec<bool> {
-    let mut kept = vec![false; scores.len()];
+    mask(scores.len(), &nucleus(p, scores))
+}
+
+/// What [`nucleus_mask`] keeps, the largest first.
+fn nucleus(p: f64, scores: &[f32]) -> Vec<usize> {
     let mut ranking = Ranking::new(scores);
     let mut order = ranking.iter().take_while(|&index| scores[index] > f32::NEG_INFINITY).peekable();
-    let Some(&top) = order.peek() else { return kept };
-    let weight = |index: usize| (f64::from(scores[index]) - f64::from(scores[top])).exp();
-    let total: f64 = (0..scores.len()).map(weight).filter(|weight| !weight.is_nan()).sum();
+    let Some(&top) = order.peek() else { return Vec::new() };
+    let total = total_weight(scores, scores[top]);
     let mut cumulative = 0.0;
-    for index in order {
-        kept[index] = true;
-        cumulative += weight(index) / total;
-        // at 1 the sum may arrive early by rounding
-        if p < 1.0 && cumulative >= p {
-            break;
-        }
-    }
-    kept
+    // at 1 the sum may arrive early by rounding
+    let before_crossing = |&index: &usize| {
+        let goes_on = p >= 1.0 || cumulative < p;
+        cumulative += (f64::from(scores[index]) - f64::from(scores[top])).exp() / total;
+        goes_on
+    };
+    order.take_while(before_crossing).collect()
+}
+
+fn mask(len: usize, kept: &[usize]) -> Vec<bool> {
+    let mut mask = vec![false; len];
+    kept.iter().for_each(|&index| mask[index] = true);
+    mask
 }
 
 /// As [`sample`] over some entries; a uniform number is taken for each of all.

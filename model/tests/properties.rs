@@ -26,7 +26,10 @@ fn loss_of(class: ModelClass) -> LossConfig {
 /// Losses and gradients of batches run one after the other, each gradient scaled by 1/8.
 fn run(model: &mut Model, batches: &[&Packed], seed: Option<u64>) -> (Vec<LossParts>, Vec<f32>) {
     let loss = loss_of(model.shape().config.class);
-    model.arena_mut().grads_mut().fill(0.0);
+    for entry in model.arena().layout().clone().entries() {
+        model.arena_mut().grads_mut()[entry.range()].fill(f32::NAN); // what is cleared must not be read
+    }
+    model.clear_grads();
     let parts = batches
         .iter()
         .map(|packed| model.forward_backward(&packed.batch(), &loss, 0.125, seed, &mut |_| {}).unwrap())

@@ -9,6 +9,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{BenchArgs, BenchGroupArg, PrecisionArg};
 
+use crate::scale::ASSUMED_MEDIAN;
+
 /// Trains and evaluates insertion language models.
 #[derive(Debug, Parser)]
 #[command(name = "ilm-worker", version, about, after_help = AFTER_HELP)]
@@ -48,6 +50,8 @@ pub enum Command {
     Experiments(ConfigDirArgs),
     /// Prints every resolved value of an experiment with its origin.
     Config(ExperimentArgs),
+    /// Predicts time, memory and communication of a run on many GPUs, and what limits it.
+    Plan(PlanArgs),
     /// Writes the data of an experiment as Parquet files of token ids: texts tokenised, graphs generated.
     Prepare(PrepareArgs),
     /// Trains a tokenizer on the texts of data.train.
@@ -76,6 +80,30 @@ pub struct ExperimentArgs {
     /// Changes: `key.path=value`, or `model=NAME` and `data=NAME` to choose another group file.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+/// `ilm-worker plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// What would be trained.
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
+    /// Numbers of GPUs.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "8,64,512",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub gpus: Vec<u64>,
+    /// What runs it: a file of the group `hardware`, or a path that ends in .toml.
+    #[arg(long, value_name = "NAME|FILE", default_value = "h100")]
+    pub hardware: String,
+    /// Median tokens of a text, where the experiment names no data.
+    #[arg(long, value_name = "N", default_value_t = ASSUMED_MEDIAN)]
+    pub median_tokens: u32,
+    /// Tokens of the vocabulary, where the experiment names no tokenizer; GPT-2's with special tokens by default.
+    #[arg(long, value_name = "N", default_value_t = 50_263)]
+    pub vocab_size: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `ilm-worker train`.

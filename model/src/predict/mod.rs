@@ -3,6 +3,7 @@
 mod choose;
 mod prediction;
 mod prompt;
+mod scores;
 
 use tch::Tensor;
 
@@ -16,9 +17,7 @@ use choose::Chooser;
 use prediction::INSERTED;
 pub use prediction::{HistoryEntry, Insertion, Prediction};
 pub use prompt::{Prompt, SpecialIds};
-
-/// Logits alive at once while choosing insertions.
-const LOGITS_BYTES: usize = 64 << 20;
+use scores::Scores;
 
 /// Inserts tokens by a model's scores.
 #[derive(Debug, Clone)]
@@ -137,21 +136,40 @@ impl Predictor {
                 going.push(place);
             }
         }
-        let chooser = Chooser { config: &self.config, suppressed: &self.suppressed, seed, step };
-        let most_rows = (LOGITS_BYTES / 4) / model.shape().num_embeddings as usize;
-        let mut rest = going.as_slice();
-        while !rest.is_empty() {
-            let mut scored = 0;
-            let fitting = rest
-                .iter()
-                .take_while(|&&place| {
-                    scored += rows[plan.order[place]].out.tokens.len();
-                    scored <= most_rows
-                })
-                .count();
-            let (group, after) = rest.split_at(fitting.max(1));
-            insert(model, &chooser, &plan, &hidden, group, rows)?;
-            rest = after;
+        if going.is_empty() {
+            return Ok(());
+        }
+        let chooser = Chooser { config: &self.config, seed, step };
+        self.insert(model, &chooser, &plan, &hidden, &going, rows)
+    }
+
+    /// Chooses and makes the insertions of some sorted places.
+    fn insert(
+        &self,
+        model: &Model,
+        chooser: &Chooser,
+        plan: &Plan,
+        hidden: &Tensor,
+        places: &[usize],
+        rows: &mut [&mut Row],
+    ) -> Result<()> {
+        let gaps: Vec<Vec<usize>> = places.iter().map(|&place| open_gaps(rows[plan.order[place]])).collect();
+        let packed: Vec<i64> = (places.iter().zip(&gaps))
+            .flat_map(|(&place, gaps)| gaps.iter().map(move |&gap| plan.row_ptr[place] + gap as i64))
+            .collect();
+        let device = model.arena().device();
+        let packed = Tensor::f_from_slice(&packed)?.f_to_device(device)?;
+        let (states, matrix) = model.token_operands(&hidden.f_index_select(0, &packed)?)?;
+        let scores = Scores { states, matrix, suppressed: &self.suppressed };
+        let ids: Vec<u64> = places.iter().map(|&place| rows[plan.order[place]].out.id).collect();
+        let widths: Vec<usize> = gaps.iter().map(Vec::len).collect();
+        let choices = chooser.choose(&scores, &widths, &ids)?;
+        for ((&place, gaps), choice) in places.iter().zip(&gaps).zip(choices) {
+            let row = &mut *rows[plan.order[place]];
+            match choice {
+                Some((gap, token)) => row.insert(gaps[gap], token),
+                None => row.unfinished = false, // every token is suppressed
+            }
         }
         Ok(())
     }
@@ -164,37 +182,6 @@ impl Predictor {
             .collect();
         softmax(&scaled)[0] < self.threshold
     }
-}
-
-/// Chooses and makes the insertions of some sorted places.
-fn insert(
-    model: &Model,
-    chooser: &Chooser,
-    plan: &Plan,
-    hidden: &Tensor,
-    places: &[usize],
-    rows: &mut [&mut Row],
-) -> Result<()> {
-    let gaps: Vec<Vec<usize>> = places.iter().map(|&place| open_gaps(rows[plan.order[place]])).collect();
-    let packed: Vec<i64> = places
-        .iter()
-        .zip(&gaps)
-        .flat_map(|(&place, gaps)| gaps.iter().map(move |&gap| plan.row_ptr[place] + gap as i64))
-        .collect();
-    let logits = model.token_logits(
-        &hidden.f_index_select(0, &Tensor::f_from_slice(&packed)?.f_to_device(hidden.device())?)?,
-    )?;
-    let ids: Vec<u64> = places.iter().map(|&place| rows[plan.order[place]].out.id).collect();
-    let widths: Vec<usize> = gaps.iter().map(Vec::len).collect();
-    let choices = chooser.choose(logits, &widths, &ids)?;
-    for ((&place, gaps), choice) in places.iter().zip(&gaps).zip(choices) {
-        let row = &mut *rows[plan.order[place]];
-        match choice {
-            Some((gap, token)) => row.insert(gaps[gap], token),
-            None => row.unfinished = false, // every token is suppressed
-        }
-    }
-    Ok(())
 }
 
 impl Row {

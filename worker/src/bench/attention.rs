@@ -33,7 +33,7 @@ struct Line<'a> {
 /// # Errors
 /// Memory is short.
 pub fn attention(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
-    let model = case.assembly.build_model(&case.experiment)?;
+    let model = case.assembly.build_model(&case.experiment, Device::Cpu)?;
     let shape = model.shape();
     let (d, heads) = (shape.config.d_model, shape.config.nhead);
     let lengths = if bench.quick { &QUICK_LENGTHS[..] } else { &LENGTHS };

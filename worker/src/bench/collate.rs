@@ -4,12 +4,13 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use data_pipeline::{BatchPool, Example, MicroBatchLimit, PlainMemory, SampleKey};
+use data_pipeline::{BatchPool, Example, PlainMemory, SampleKey};
 use serde::Serialize;
 
 use super::case::Case;
 use super::report::Common;
 use super::{Bench, Samples};
+use crate::config::validate;
 
 /// Rows that are collated in a round.
 const ROWS: u64 = 16_384;
@@ -41,7 +42,7 @@ pub fn collate(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     }
     let tokens: usize = samples.iter().map(|(_, example)| example.prompt.len() + example.tokens.len()).sum();
     let collator = case.assembly.collator(experiment)?;
-    let limit = MicroBatchLimit { rows: experiment.per_device_batch_size, visible_tokens: None };
+    let limit = validate::micro_batch_limit(experiment, None);
     let pool = BatchPool::new(Arc::new(PlainMemory), 64);
     let mut seconds = Samples::default();
     bench.rounds(|_| {

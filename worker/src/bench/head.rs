@@ -38,7 +38,7 @@ struct Line<'a> {
 pub fn head(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     let batches = bench.batches(case)?;
     let Some(batch) = batches.iter().flat_map(|step| &step.micro_batches).next() else { return Ok(()) };
-    let mut model = case.assembly.build_model(&case.experiment)?;
+    let mut model = case.assembly.build_model(&case.experiment, Device::Cpu)?;
     let shape = model.shape().clone();
     let (d, vocabulary) = (shape.config.d_model, shape.num_embeddings);
     let hidden = Tensor::f_ones([batch.visible() as i64, d], (Kind::Float, Device::Cpu))?;

@@ -24,6 +24,7 @@ use serde::Serialize;
 pub use self::case::{Case, quick};
 pub use self::report::{Common, Samples};
 pub use self::table::table;
+pub use self::work::Work;
 use crate::comm::{Collectives, CommError, ReduceOp};
 use crate::say;
 

@@ -2,14 +2,15 @@
 
 use std::time::Instant;
 
-use rayon::prelude::*;
+use ilm_model::parallel;
 use serde::Serialize;
 
 use super::case::Case;
 use super::report::Common;
+use super::step::start;
 use super::{Bench, Samples};
-use crate::optim::{Update, norm};
-use crate::train::TrainState;
+use crate::optim::{Update, squared_norm};
+use crate::train::{Reducer, TrainState, update_parameters};
 
 /// Bytes that an update must move of a parameter: gradient once for the norm and once for the update, parameter and both
 /// moments read and written.
@@ -35,19 +36,19 @@ struct Line<'a> {
 /// # Errors
 /// Memory is short.
 pub fn optimizer(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
-    let mut state = TrainState::new(case.assembly.build_model(&case.experiment)?, &case.experiment);
+    let (mut state, mut reducer) = start(bench, case)?;
     let len = state.model.arena().layout().len();
     let (source, mut target) = (vec![1f32; len], vec![0f32; len]);
     let (mut seconds, mut copy_seconds) = (Samples::default(), Samples::default());
     let mut copy = || {
-        let chunks = target.par_chunks_mut(CHUNK).zip(source.par_chunks(CHUNK));
-        chunks.for_each(|(to, from)| to.copy_from_slice(from));
+        let chunks = target.chunks_mut(CHUNK).zip(source.chunks(CHUNK)).collect();
+        parallel::for_each_item(chunks, |(to, from): (&mut [f32], &[f32])| to.copy_from_slice(from));
     };
-    update(&mut state, case); // warms up
+    update(&mut state, &mut reducer, case)?; // warms up
     copy();
     bench.rounds(|_| {
         let start = Instant::now();
-        update(&mut state, case);
+        update(&mut state, &mut reducer, case)?;
         seconds.push(start.elapsed().as_secs_f64());
         let start = Instant::now();
         copy();
@@ -66,12 +67,10 @@ pub fn optimizer(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn update(state: &mut TrainState, case: &Case) {
-    let grad_norm = norm(state.model.arena().grads());
+fn update(state: &mut TrainState, reducer: &mut Reducer, case: &Case) -> anyhow::Result<()> {
+    let grad_norm = squared_norm(state.model.arena().flat_grads(), state.adamw.parts())?.sqrt();
     state.step += 1;
-    let update = Update { lr: 1e-4, step: state.step, grad_scale: 1.0 / (1.0 + grad_norm) };
-    let parts = state.model.arena_mut().update_parts();
-    if let (Some(params), Some(grads)) = (parts.params.host_mut(), parts.grads.host()) {
-        state.adamw.step(&case.experiment.optimizer, update, params, grads);
-    }
+    let grad_scale = 1.0 / (1.0 + grad_norm);
+    let update = Update { lr: 1e-4, step: state.step, grad_scale, average_weight: 0.0 };
+    update_parameters(state, &case.experiment, reducer, update)
 }

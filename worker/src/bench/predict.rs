@@ -29,7 +29,7 @@ struct Line<'a> {
 /// Settings that do not fit the model, or memory is short.
 pub fn predict(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     let experiment = &case.experiment;
-    let model = case.assembly.build_model(experiment)?;
+    let model = case.assembly.build_model(experiment, tch::Device::Cpu)?;
     let stopping_threshold = experiment.predictor.stopping_threshold.map(|_| 1.0);
     let predictor = PredictorConfig { stopping_threshold, ..experiment.predictor.clone() };
     let predictor =

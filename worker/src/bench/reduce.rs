@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use serde::Serialize;
+use tch::Device;
 
 use super::case::Case;
 use super::report::Common;
@@ -31,7 +32,7 @@ pub fn reduce(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     if ranks < 2 {
         return Err(BenchError::OneRank.into());
     }
-    let mut model = case.assembly.build_model(&case.experiment)?;
+    let mut model = case.assembly.build_model(&case.experiment, Device::Cpu)?;
     let mut seconds = Samples::default();
     let grads = model.arena_mut().grads_mut();
     let bytes = size_of_val(grads);

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use data_pipeline::StepBatch;
 use serde::Serialize;
+use tch::Device;
 
 use super::case::Case;
 use super::gemm::Products;
@@ -11,7 +12,8 @@ use super::report::{Common, peak_rss_mib};
 use super::work::Work;
 use super::{Bench, Samples};
 use crate::comm::{Collectives, ReduceOp};
-use crate::train::{RankFlags, TrainState, train_step};
+use crate::device::RankDevice;
+use crate::train::{RankFlags, Reducer, TrainState, division, train_step};
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -40,13 +42,13 @@ struct Line<'a> {
 pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     let batches = bench.batches(case)?;
     let mine = Work::of(&batches);
-    let mut state = TrainState::new(case.assembly.build_model(&case.experiment)?, &case.experiment);
-    pass(&mut state, case, bench.comm, &batches)?; // warms up
+    let (mut state, mut reducer) = start(bench, case)?;
+    pass(&mut state, case, bench.comm, &mut reducer, &batches)?; // warms up
     let peak_rss_mib = peak_rss_mib();
     let mut products = Products::new(state.model.shape(), &mine)?;
     let mut seconds = Samples::default();
     bench.rounds(|comm| {
-        seconds.push(pass(&mut state, case, comm, &batches)?);
+        seconds.push(pass(&mut state, case, comm, &mut reducer, &batches)?);
         products.round()
     })?;
 
@@ -74,17 +76,30 @@ pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The state before the first step, and what exchanges its buffers.
+pub(super) fn start(bench: &mut Bench, case: &Case) -> anyhow::Result<(TrainState, Reducer)> {
+    let model = case.assembly.build_model(&case.experiment, Device::Cpu)?;
+    let trainer = &case.experiment.trainer;
+    let division = division(trainer, model.arena(), bench.comm.rank(), bench.comm.world_size());
+    let state = TrainState::new(model, &case.experiment, division)?;
+    let device = RankDevice::processor();
+    // SAFETY: both end with the measurement, the reducer first, and a step goes by the rules that the reducer sets.
+    let reducer = unsafe { Reducer::connect(&device, bench.comm, trainer, state.model.arena())? };
+    Ok((state, reducer))
+}
+
 /// Seconds per step over the given steps.
 fn pass(
     state: &mut TrainState,
     case: &Case,
     comm: &mut dyn Collectives,
+    reducer: &mut Reducer,
     batches: &[StepBatch],
 ) -> anyhow::Result<f64> {
     comm.barrier("bench pass")?;
     let start = Instant::now();
     for batch in batches {
-        train_step(state, &case.experiment, comm, batch, RankFlags::default())?;
+        train_step(state, &case.experiment, comm, reducer, batch, RankFlags::default())?;
     }
     Ok(start.elapsed().as_secs_f64() / batches.len().max(1) as f64)
 }

@@ -3,15 +3,31 @@
 //! Every collective has a name, a sequence number and a deadline. Ranks compare name, sequence number, operation and
 //! size before any data moves, so ranks that went different ways learn it at once instead of waiting for each other.
 
+mod agreement;
+mod buckets;
+mod cuda;
+mod dynamic;
+mod engine;
+mod exchange;
 mod launch_env;
 mod mpi;
+mod mpi_exchange;
+mod nccl;
+mod ring;
 mod solo;
 mod watchdog;
 
+use std::ops::Range;
 use std::time::Duration;
 
+pub use self::buckets::BucketPlan;
+pub use self::cuda::{CudaRuntime, Gpu};
+pub use self::dynamic::GpuError;
+pub(crate) use self::dynamic::reason;
+pub use self::exchange::{Alone, Exchange, ExchangeOp, FlatMemory};
 pub use self::launch_env::LaunchEnv;
 pub use self::mpi::{Mpi, abort_on_panic, abort_process};
+pub use self::nccl::{Communicator, NcclExchange, NcclLibrary, UniqueId};
 pub use self::solo::Solo;
 
 /// How values of several ranks become one.
@@ -82,6 +98,13 @@ pub trait Collectives {
 
     /// Returns when every rank has arrived.
     fn barrier(&mut self, name: &'static str) -> Result<(), CommError>;
+
+    /// Opens an exchange of flat buffers in host memory. It must be dropped before these collectives are.
+    ///
+    /// # Safety
+    /// The buffers outlive the exchange, and between `begin` and the end of the next `finish` nobody touches the range of the
+    /// buffer that an operation is about.
+    unsafe fn exchange(&mut self, memory: FlatMemory) -> Result<Box<dyn Exchange>, CommError>;
 }
 
 /// What can go wrong between ranks.
@@ -97,6 +120,36 @@ pub enum CommError {
         /// MPI's own text.
         message: String,
     },
+    /// NCCL or a GPU failed in a collective.
+    #[error("NCCL failed in collective '{name}' (number {sequence}): {message}")]
+    Nccl {
+        /// Name of the collective.
+        name: &'static str,
+        /// Its number since the start.
+        sequence: u64,
+        /// NCCL's or CUDA's own text.
+        message: String,
+    },
+    /// A collective between GPUs did not end in time.
+    #[error(
+        "rank {rank} has waited more than {allowed} s in collective '{name}' (number {sequence}, {bytes} bytes) for another \
+         rank's GPU; trainer.collective_timeout_secs allows no more"
+    )]
+    Late {
+        /// This rank.
+        rank: usize,
+        /// Name of the collective.
+        name: &'static str,
+        /// Its number since the start.
+        sequence: u64,
+        /// Its size.
+        bytes: usize,
+        /// Seconds.
+        allowed: u64,
+    },
+    /// A GPU or its libraries cannot be used.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// The ranks did not call the same operation.
     #[error(
         "rank {rank} is at collective '{name}' (number {sequence}, {bytes} bytes), but another rank is elsewhere: \
@@ -112,6 +165,19 @@ pub enum CommError {
         /// Its size.
         bytes: usize,
     },
+    /// A range of the flat buffers that does not exist or cannot be cut into equal parts.
+    #[error("collective '{name}' is about elements {range:?} of {capacity}: no such range can be exchanged")]
+    Range {
+        /// Name of the collective.
+        name: &'static str,
+        /// The range.
+        range: Range<usize>,
+        /// Elements of the flat buffers.
+        capacity: usize,
+    },
+    /// The exchange has failed before.
+    #[error("the ranks have stopped exchanging gradients after an earlier failure")]
+    Closed,
     /// The launcher started another number of processes than MPI connects.
     #[error(
         "{launcher} started {expected} ranks, but MPI connects {found}: launcher and program belong to different MPI \

@@ -3,16 +3,19 @@
 //! The calls go through MPI's C interface, because the safe bindings offer neither reductions in place nor error codes.
 
 use std::ffi::{c_char, c_int, c_void};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mpi::environment::Universe;
 use mpi::ffi;
 use mpi::traits::{AsRaw, Communicator};
-use xxhash_rust::xxh3::xxh3_64;
 
+use super::agreement::Agreement;
+use super::mpi_exchange::MpiExchange;
+use super::ring::Ring;
 use super::watchdog::Watchdog;
-use super::{Buffer, Collectives, CommError, LaunchEnv, ReduceOp};
+use super::{Buffer, Collectives, CommError, Exchange, FlatMemory, LaunchEnv, ReduceOp};
 use crate::complain;
 use crate::exit;
 
@@ -24,7 +27,7 @@ static CONNECTED: AtomicBool = AtomicBool::new(false);
 
 unsafe extern "C" {
     /// MPI_IN_PLACE, which is a macro and therefore not in the bindings.
-    fn ilm_mpi_in_place() -> *mut c_void;
+    pub(super) fn ilm_mpi_in_place() -> *mut c_void;
 }
 
 /// All ranks that the launcher started.
@@ -33,7 +36,7 @@ pub struct Mpi {
     rank: usize,
     world_size: usize,
     sequence: u64,
-    watchdog: Watchdog,
+    watchdog: Arc<Watchdog>,
     /// Finalises MPI when dropped; declared last, so after the watchdog has stopped.
     _universe: Universe,
 }
@@ -68,7 +71,7 @@ impl Mpi {
             abort_process(exit::COMMUNICATION);
         })
         .map_err(|_| CommError::Start)?;
-        Ok(Self { comm, rank, world_size, sequence: 0, watchdog, _universe: universe })
+        Ok(Self { comm, rank, world_size, sequence: 0, watchdog: Arc::new(watchdog), _universe: universe })
     }
 
     /// Runs one named collective under the deadline, after all ranks have agreed that it is the next one.
@@ -80,19 +83,19 @@ impl Mpi {
     ) -> Result<T, CommError> {
         let sequence = self.sequence;
         self.sequence += 1;
-        self.watchdog.begin(name, sequence, bytes);
+        let watched = self.watchdog.begin(name, sequence, bytes);
         let comm = self.comm;
-        let agreed = agreement(comm, name, sequence, bytes);
+        let agreed = Agreement::begin(comm, &format!("{name} {sequence} {bytes}")).and_then(Agreement::wait);
         let result = match agreed {
-            Ok(true) => call(comm),
-            Ok(false) => {
-                self.watchdog.end();
-                return Err(CommError::Disagreement { rank: self.rank, name, sequence, bytes });
-            }
-            Err(code) => Err(code),
+            Ok(true) => call(comm).map_err(Some),
+            Ok(false) => Err(None),
+            Err(code) => Err(Some(code)),
         };
-        self.watchdog.end();
-        result.map_err(|code| CommError::Transport { name, sequence, message: error_text(code) })
+        self.watchdog.end(watched);
+        result.map_err(|code| match code {
+            Some(code) => CommError::Transport { name, sequence, message: error_text(code) },
+            None => CommError::Disagreement { rank: self.rank, name, sequence, bytes },
+        })
     }
 }
 
@@ -137,6 +140,17 @@ impl Collectives for Mpi {
         // SAFETY: the communicator is valid for as long as `self`.
         self.collective(name, 0, |comm| check(unsafe { ffi::MPI_Barrier(comm) }))
     }
+
+    unsafe fn exchange(&mut self, memory: FlatMemory) -> Result<Box<dyn Exchange>, CommError> {
+        let comm = self.collective("exchange", 0, |comm| {
+            let mut own = comm;
+            // SAFETY: a valid communicator; the copy gets its error handler as well.
+            check(unsafe { ffi::MPI_Comm_dup(comm, &raw mut own) }).map(|()| own)
+        })?;
+        let ring = Ring { comm, rank: self.rank, world_size: self.world_size };
+        // SAFETY: the caller's promise, and the communicator is new.
+        Ok(Box::new(unsafe { MpiExchange::start(ring, memory, Arc::clone(&self.watchdog))? }))
+    }
 }
 
 impl Drop for Mpi {
@@ -177,27 +191,6 @@ impl RawBuffer {
             (self.start.wrapping_byte_add(begin * self.element_bytes), count as c_int)
         })
     }
-}
-
-/// Whether all ranks are at the same collective: the largest hash and the largest complement both equal one's own.
-fn agreement(comm: ffi::MPI_Comm, name: &str, sequence: u64, bytes: usize) -> Result<bool, c_int> {
-    let mut identity = name.as_bytes().to_vec();
-    identity.extend(sequence.to_le_bytes());
-    identity.extend((bytes as u64).to_le_bytes());
-    let hash = xxh3_64(&identity);
-    let mut extremes = [hash, !hash];
-    // SAFETY: two 64-bit integers, reduced in place.
-    check(unsafe {
-        ffi::MPI_Allreduce(
-            ilm_mpi_in_place(),
-            extremes.as_mut_ptr().cast(),
-            2,
-            ffi::RSMPI_UINT64_T,
-            ffi::RSMPI_MAX,
-            comm,
-        )
-    })?;
-    Ok(extremes == [hash, !hash])
 }
 
 fn gather_bytes(comm: ffi::MPI_Comm, world_size: usize, mine: &[u8]) -> Result<Vec<Vec<u8>>, c_int> {
@@ -256,11 +249,11 @@ fn reduction(op: ReduceOp) -> ffi::MPI_Op {
     }
 }
 
-fn check(code: c_int) -> Result<(), c_int> {
+pub(super) fn check(code: c_int) -> Result<(), c_int> {
     if code == ffi::MPI_SUCCESS as c_int { Ok(()) } else { Err(code) }
 }
 
-fn error_text(code: c_int) -> String {
+pub(super) fn error_text(code: c_int) -> String {
     let mut text = [0u8; ffi::MPI_MAX_ERROR_STRING as usize];
     let mut length: c_int = 0;
     // SAFETY: `text` has the length that MPI asks for.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 /// One collective that has begun and not ended.
 #[derive(Debug, Clone)]
 struct InFlight {
+    id: u64,
     name: &'static str,
     sequence: u64,
     bytes: usize,
@@ -17,7 +18,9 @@ struct InFlight {
 
 #[derive(Debug, Default)]
 struct State {
-    in_flight: Option<InFlight>,
+    /// In the order in which they began.
+    in_flight: Vec<InFlight>,
+    next_id: u64,
     stop: bool,
 }
 
@@ -53,12 +56,18 @@ impl Watchdog {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    pub(super) fn begin(&self, name: &'static str, sequence: u64, bytes: usize) {
-        lock(&self.shared.0).in_flight = Some(InFlight { name, sequence, bytes, since: Instant::now() });
+    /// Begins to watch a collective; the result is what to end it by.
+    pub(super) fn begin(&self, name: &'static str, sequence: u64, bytes: usize) -> u64 {
+        let mut state = lock(&self.shared.0);
+        let id = state.next_id;
+        state.next_id += 1;
+        state.in_flight.push(InFlight { id, name, sequence, bytes, since: Instant::now() });
+        id
     }
 
-    pub(super) fn end(&self) {
-        lock(&self.shared.0).in_flight = None;
+    /// The collective is complete.
+    pub(super) fn end(&self, id: u64) {
+        lock(&self.shared.0).in_flight.retain(|call| call.id != id);
     }
 }
 
@@ -73,12 +82,12 @@ impl Drop for Watchdog {
     }
 }
 
-/// Blocks until a collective is overdue (returned) or the watchdog is dropped (none).
+/// Blocks until a collective is overdue (the oldest is returned) or the watchdog is dropped (none).
 fn wait_for_expiry(shared: &(Mutex<State>, Condvar), timeout: Duration) -> Option<InFlight> {
     let poll = (timeout / 10).clamp(Duration::from_millis(10), Duration::from_secs(1));
     let mut state = lock(&shared.0);
     while !state.stop {
-        if let Some(late) = state.in_flight.as_ref().filter(|call| call.since.elapsed() > timeout) {
+        if let Some(late) = state.in_flight.first().filter(|call| call.since.elapsed() > timeout) {
             return Some(late.clone());
         }
         state = shared.1.wait_timeout(state, poll).unwrap_or_else(PoisonError::into_inner).0;
@@ -97,13 +106,16 @@ mod tests {
     use std::sync::mpsc;
 
     #[test]
-    fn a_late_collective_is_named() {
+    fn the_oldest_of_the_late_collectives_is_named() {
         let (send, receive) = mpsc::channel();
         let watchdog = Watchdog::start(3, Duration::from_millis(20), move |message| {
             send.send(message.to_string()).expect("the test waits for the message");
         })
         .expect("a thread can be started");
+        let complete = watchdog.begin("flags", 6, 8);
         watchdog.begin("gradients", 7, 1024);
+        watchdog.begin("gradients", 8, 2048);
+        watchdog.end(complete);
         let message = receive.recv_timeout(Duration::from_secs(30)).expect("the watchdog reports");
         assert!(message.contains("rank 3"), "{message}");
         assert!(message.contains("'gradients' (number 7, 1024 bytes)"), "{message}");
@@ -116,8 +128,8 @@ mod tests {
             let _ = send.send(());
         })
         .expect("a thread can be started");
-        watchdog.begin("gradients", 0, 4);
-        watchdog.end();
+        let id = watchdog.begin("gradients", 0, 4);
+        watchdog.end(id);
         assert!(receive.recv_timeout(Duration::from_millis(200)).is_err());
         drop(watchdog);
     }

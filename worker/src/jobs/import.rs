@@ -4,6 +4,7 @@ use anyhow::bail;
 use checkpoints::Store;
 use checkpoints::weights::{Architecture, ReferenceConfig, WeightsFile};
 use ilm_model::{Model, ModelClass};
+use tch::Device;
 
 use crate::assembly::Assembly;
 use crate::cli::ImportArgs;
@@ -11,7 +12,7 @@ use crate::comm::Solo;
 use crate::config::{self, Resolved};
 use crate::run_dir::{RunDir, replace_file};
 use crate::say;
-use crate::train::{RunFacts, TrainState, checkpoint_layout, save};
+use crate::train::{RunFacts, TrainState, checkpoint_layout, division, save};
 use crate::{exit, reference};
 
 /// Runs the job; the result is the exit code.
@@ -28,7 +29,7 @@ pub fn import(args: &ImportArgs) -> anyhow::Result<i32> {
     check_tokenizer(&assembly, &architecture)?;
     config::validate::settings(config)?;
 
-    let mut model = assembly.build_model(config)?;
+    let mut model = assembly.build_model(config, Device::Cpu)?;
     if let Some(dim) = architecture.rotary_emb_dim {
         file.check_frequencies(dim)?;
     }
@@ -98,8 +99,10 @@ fn write(run_dir: RunDir, resolved: &Resolved, model: Model, assembly: &Assembly
         config_hash: resolved.hash(),
         dataset_fingerprint: RunFacts::NO_DATA_YET.to_owned(),
         order: Default::default(),
+        micro_batch_tokens: None,
     };
-    let state = TrainState::new(model, config);
+    let division = division(&config.trainer, model.arena(), 0, 1);
+    let state = TrainState::new(model, config, division)?;
     replace_file(&run_dir.config(), &resolved.render())?;
     save(&mut store, &mut Solo, config, &facts, &state)?;
     say!(

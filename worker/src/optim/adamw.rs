@@ -1,29 +1,29 @@
-//! AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101) on flat buffers.
+//! AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101) on the parts of the arena that a rank updates.
 
 use std::ops::Range;
 
-use rayon::prelude::*;
+use ilm_model::{Error, Flat, UpdateParts};
+use tch::Device;
 
-use super::CHUNK;
+use super::device::{self, Packed};
+use super::fused::Chunk;
+use super::parallel::{self, CHUNK};
+use super::parts::{Part, Parts};
 use crate::config::OptimizerConfig;
 
-/// A range of the flat buffers whose elements are all decayed or all not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Segment {
-    /// Elements of the flat buffers.
-    pub range: Range<usize>,
-    /// Whether weight decay applies.
-    pub decay: bool,
-}
+/// A range of the arena that weight decay applies to.
+pub(super) type Decaying = Range<usize>;
 
-/// First and second moments of the gradient.
-#[derive(Debug, Clone)]
+/// First and second moments of the gradient, for the parts that a rank updates.
+#[derive(Debug)]
 pub struct AdamW {
-    /// m, running mean of the gradient.
-    pub exp_avg: Vec<f32>,
-    /// v, running mean of the squared gradient.
-    pub exp_avg_sq: Vec<f32>,
-    segments: Vec<Segment>,
+    /// m, running mean of the gradient, packed as the parts are.
+    pub exp_avg: Flat<f32>,
+    /// v, running mean of the squared gradient, packed as the parts are.
+    pub exp_avg_sq: Flat<f32>,
+    parts: Parts,
+    /// Ascending ranges of the arena that are decayed; what lies between them is not.
+    decaying: Vec<Decaying>,
 }
 
 /// What varies from step to step.
@@ -35,49 +35,150 @@ pub struct Update {
     pub step: u64,
     /// Multiplies the gradient first: clipping, and division by the number of examples.
     pub grad_scale: f64,
+    /// How far a moving average goes towards the updated parameters.
+    pub average_weight: f64,
 }
 
 /// The constants of one update in the precision of the buffers.
-#[derive(Clone, Copy)]
-struct Coefficients {
-    grad_scale: f32,
-    beta1: f32,
-    beta2: f32,
-    keep: f32,
-    step_size: f32,
-    inverse_sqrt_correction2: f32,
-    eps: f32,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Coefficients {
+    pub(super) grad_scale: f32,
+    pub(super) beta1: f32,
+    pub(super) beta2: f32,
+    pub(super) keep: f32,
+    pub(super) step_size: f32,
+    pub(super) inverse_sqrt_correction2: f32,
+    pub(super) eps: f32,
+    pub(super) average_weight: f32,
 }
 
 impl AdamW {
-    /// Zero moments for `len` elements. Neighbouring segments of the same kind are joined.
-    pub fn new(len: usize, segments: impl IntoIterator<Item = Segment>) -> Self {
-        let mut joined: Vec<Segment> = Vec::new();
-        for segment in segments {
-            match joined.last_mut() {
-                Some(last) if last.decay == segment.decay && last.range.end == segment.range.start => {
-                    last.range.end = segment.range.end;
-                }
-                _ => joined.push(segment),
-            }
-        }
-        Self { exp_avg: vec![0.0; len], exp_avg_sq: vec![0.0; len], segments: joined }
+    /// Zero moments for `parts`, with the ascending ranges of the arena that are decayed.
+    ///
+    /// # Errors
+    /// Memory is short.
+    pub fn new(
+        parts: Parts,
+        decaying: impl IntoIterator<Item = Range<usize>>,
+        device: Device,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            exp_avg: Flat::zeros(parts.len(), device)?,
+            exp_avg_sq: Flat::zeros(parts.len(), device)?,
+            decaying: Parts::new(usize::MAX, decaying).iter().map(|part| part.arena).collect(),
+            parts,
+        })
     }
 
-    /// One update of `params` in place:
-    /// `p -= lr wd p`, `m = b1 m + (1-b1) g`, `v = b2 v + (1-b2) g^2`, `p -= lr (m/(1-b1^t)) / (sqrt(v/(1-b2^t)) + eps)`.
-    pub fn step(&mut self, config: &OptimizerConfig, update: Update, params: &mut [f32], grads: &[f32]) {
-        for segment in &self.segments {
-            let weight_decay = if segment.decay { config.weight_decay } else { 0.0 };
-            let coefficients = Coefficients::new(config, update, weight_decay);
-            let range = segment.range.clone();
-            params[range.clone()]
-                .par_chunks_mut(CHUNK)
-                .zip(grads[range.clone()].par_chunks(CHUNK))
-                .zip(self.exp_avg[range.clone()].par_chunks_mut(CHUNK))
-                .zip(self.exp_avg_sq[range].par_chunks_mut(CHUNK))
-                .for_each(|(((p, g), m), v)| update_chunk(coefficients, p, g, m, v));
+    /// The parts that are updated.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// One update, in place, of what lies in `window`:
+    /// `p -= lr wd p`, `m = b1 m + (1-b1) g`, `v = b2 v + (1-b2) g^2`, `p -= lr (m/(1-b1^t)) / (sqrt(v/(1-b2^t)) + eps)`;
+    /// then `average -= weight (average - p)`, and `p` rounded. `average` is packed as the moments are. Gradients are used up.
+    ///
+    /// # Errors
+    /// A device fails.
+    pub fn step(
+        &mut self,
+        config: &OptimizerConfig,
+        update: Update,
+        window: Range<usize>,
+        mut flat: UpdateParts<'_>,
+        average: Option<&mut Flat<f32>>,
+    ) -> Result<(), Error> {
+        let decayed = Coefficients::new(config, update, config.weight_decay);
+        let kept = Coefficients { keep: 1.0, ..decayed };
+        let Self { exp_avg, exp_avg_sq, parts, decaying } = self;
+        let mut packed = Packed { exp_avg, exp_avg_sq, average };
+        let of_part = |part: &Part| within(decaying, part.arena.clone());
+        let tasks = parts.within(window.clone()).flat_map(|part| pieces(&part, of_part(&part)));
+        match chunks(tasks, &mut flat, &mut packed, [kept, decayed]) {
+            Some(chunks) => {
+                parallel::map(chunks, Chunk::update);
+                Ok(())
+            }
+            None => parts
+                .within(window)
+                .try_for_each(|part| device::update(&decayed, &part, of_part(&part), &mut flat, &mut packed)),
         }
+    }
+}
+
+/// What of ascending ranges lies in `window`.
+fn within(ranges: &[Range<usize>], window: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let first = ranges.partition_point(|range| range.end <= window.start);
+    let overlapping = ranges[first..].iter().take_while({
+        let end = window.end;
+        move |range| range.start < end
+    });
+    overlapping.map(move |range| range.start.max(window.start)..range.end.min(window.end))
+}
+
+/// A part cut into tasks: whether it is decayed changes at the borders of `decaying`, and no task is too long.
+fn pieces(part: &Part, decaying: impl Iterator<Item = Range<usize>>) -> Vec<(Part, bool)> {
+    let mut kinds = Vec::new();
+    let mut at = part.arena.start;
+    for range in decaying {
+        kinds.push((at..range.start, false));
+        at = range.end;
+        kinds.push((range, true));
+    }
+    kinds.push((at..part.arena.end, false));
+    let shift = |at: usize| part.packed.start + (at - part.arena.start);
+    let cut = |(range, decays): (Range<usize>, bool)| {
+        range.clone().step_by(CHUNK).map(move |start| {
+            let arena = start..range.end.min(start + CHUNK);
+            (Part { packed: shift(arena.start)..shift(arena.end), arena }, decays)
+        })
+    };
+    kinds.into_iter().flat_map(cut).collect()
+}
+
+/// The tasks with their slices of all buffers, if these are in host memory.
+fn chunks<'a>(
+    tasks: impl Iterator<Item = (Part, bool)>,
+    flat: &'a mut UpdateParts<'_>,
+    packed: &'a mut Packed<'_>,
+    [kept, decayed]: [Coefficients; 2],
+) -> Option<Vec<Chunk<'a>>> {
+    let grads = flat.grads.host()?;
+    let mut params = Cursor::new(flat.params.host_mut()?);
+    let mut exp_avg = Cursor::new(packed.exp_avg.host_mut()?);
+    let mut exp_avg_sq = Cursor::new(packed.exp_avg_sq.host_mut()?);
+    let mut average = packed.average.as_mut().and_then(|average| average.host_mut()).map(Cursor::new);
+    let mut rounded = flat.rounded.as_mut().and_then(|rounded| rounded.host_mut()).map(Cursor::new);
+    let chunk = |(part, decays): (Part, bool)| Chunk {
+        coefficients: if decays { decayed } else { kept },
+        params: params.take(&part.arena),
+        grads: &grads[part.arena.clone()],
+        exp_avg: exp_avg.take(&part.packed),
+        exp_avg_sq: exp_avg_sq.take(&part.packed),
+        average: average.as_mut().map(|average| average.take(&part.packed)),
+        rounded: rounded.as_mut().map(|rounded| rounded.take(&part.arena)),
+    };
+    Some(tasks.map(chunk).collect())
+}
+
+/// Hands out ascending ranges of a slice.
+struct Cursor<'a, T> {
+    rest: &'a mut [T],
+    at: usize,
+}
+
+impl<'a, T> Cursor<'a, T> {
+    fn new(rest: &'a mut [T]) -> Self {
+        Self { rest, at: 0 }
+    }
+
+    fn take(&mut self, range: &Range<usize>) -> &'a mut [T] {
+        let rest = &mut std::mem::take(&mut self.rest)[range.start - self.at..];
+        let (taken, rest) = rest.split_at_mut(range.len());
+        self.rest = rest;
+        self.at = range.end;
+        taken
     }
 }
 
@@ -94,44 +195,11 @@ impl Coefficients {
             step_size: (update.lr / correction1) as f32,
             inverse_sqrt_correction2: (1.0 / correction2.sqrt()) as f32,
             eps: config.eps as f32,
+            average_weight: update.average_weight as f32,
         }
-    }
-}
-
-fn update_chunk(c: Coefficients, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-    for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-        let g = g * c.grad_scale;
-        *m = c.beta1 * *m + (1.0 - c.beta1) * g;
-        *v = c.beta2 * *v + (1.0 - c.beta2) * g * g;
-        *p = *p * c.keep - c.step_size * *m / (v.sqrt() * c.inverse_sqrt_correction2 + c.eps);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn first_step_moves_by_the_learning_rate_and_decays_only_where_told() {
-        let config = OptimizerConfig { lr: 0.1, weight_decay: 0.5, ..OptimizerConfig::default() };
-        let segments = [Segment { range: 0..2, decay: true }, Segment { range: 2..4, decay: false }];
-        let mut adamw = AdamW::new(4, segments);
-        let mut params = [1.0, 1.0, 1.0, 1.0];
-        let update = Update { lr: 0.1, step: 1, grad_scale: 0.5 };
-        adamw.step(&config, update, &mut params, &[2.0, -2.0, 2.0, -2.0]);
-        // After one step m/(1-b1) = g and v/(1-b2) = g^2, so every element moves by lr against the sign of g.
-        let expected = [0.95 - 0.1, 0.95 + 0.1, 0.9, 1.1];
-        for (found, expected) in params.iter().zip(expected) {
-            assert!((found - expected).abs() < 1e-5, "{found} {expected}");
-        }
-    }
-
-    #[test]
-    fn neighbours_of_one_kind_are_one_segment() {
-        let kinds = [true, true, false, false, true];
-        let segments = kinds.iter().enumerate().map(|(i, &decay)| Segment { range: i..i + 1, decay });
-        let adamw = AdamW::new(5, segments);
-        let ranges: Vec<_> = adamw.segments.iter().map(|segment| segment.range.clone()).collect();
-        assert_eq!(ranges, [0..2, 2..4, 4..5]);
-    }
-}
+#[path = "adamw_tests.rs"]
+mod tests;

@@ -1,26 +1,23 @@
 //! Clipping by the global norm of the gradient.
 
-use rayon::prelude::*;
+use ilm_model::{Error, Flat};
 
-use super::CHUNK;
+use super::device;
+use super::fused;
+use super::parallel::{self, CHUNK};
+use super::parts::Parts;
 
-/// Euclidean norm. Partial sums are taken per fixed chunk and added in order, so the bits do not depend on threads.
-pub fn norm(values: &[f32]) -> f64 {
-    let partial: Vec<f64> = values.par_chunks(CHUNK).map(sum_of_squares).collect();
-    partial.iter().sum::<f64>().sqrt()
-}
-
-fn sum_of_squares(chunk: &[f32]) -> f64 {
-    const LANES: usize = 8;
-    let mut sums = [0f64; LANES];
-    let (groups, rest) = chunk.as_chunks::<LANES>();
-    for group in groups {
-        for (sum, &value) in sums.iter_mut().zip(group) {
-            *sum += f64::from(value) * f64::from(value);
-        }
-    }
-    let rest: f64 = rest.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
-    sums.iter().sum::<f64>() + rest
+/// The sum of squares of `parts` of a flat buffer. Partial sums are taken per fixed chunk and added in order, so the bits do
+/// not depend on threads.
+///
+/// # Errors
+/// A device fails.
+pub fn squared_norm(values: &Flat<f32>, parts: &Parts) -> Result<f64, Error> {
+    let Some(values) = values.host() else {
+        return device::sum_of_squares(values, parts.iter().map(|part| part.arena));
+    };
+    let chunks: Vec<&[f32]> = parts.iter().flat_map(|part| values[part.arena].chunks(CHUNK)).collect();
+    Ok(parallel::map(chunks, fused::sum_of_squares).iter().sum())
 }
 
 /// What to multiply a gradient of this norm with: `min(1, max_norm / (norm + 1e-6))`, as torch does.
@@ -31,14 +28,19 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
 
     #[test]
-    fn norm_counts_every_element() {
-        let values = vec![0.5f32; 3 * CHUNK + 13];
-        let expected = (0.25 * values.len() as f64).sqrt();
-        assert!((norm(&values) - expected).abs() < 1e-9);
-        assert_eq!(norm(&[3.0, 4.0]), 5.0);
-        assert_eq!(norm(&[]), 0.0);
+    fn the_norm_counts_every_element_of_the_parts_and_no_other() {
+        const LEN: usize = 3 * CHUNK + 13;
+        let mut values = Flat::<f32>::zeros(LEN, Device::Cpu).unwrap();
+        values.host_mut().unwrap().fill(0.5);
+        assert_eq!(squared_norm(&values, &Parts::whole(LEN)).unwrap(), 0.25 * LEN as f64);
+        let parts = Parts::new(LEN, [1..4, CHUNK..3 * CHUNK]);
+        assert_eq!(squared_norm(&values, &parts).unwrap(), 0.25 * (3 + 2 * CHUNK) as f64);
+        let by_tensors = device::sum_of_squares(&values, parts.iter().map(|part| part.arena)).unwrap();
+        assert_eq!(by_tensors, 0.25 * (3 + 2 * CHUNK) as f64);
+        assert_eq!(squared_norm(&values, &Parts::whole(0)).unwrap(), 0.0);
     }
 
     #[test]

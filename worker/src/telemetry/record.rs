@@ -33,6 +33,9 @@ pub struct StepRecord {
     pub data_ready_steps: u64,
     /// Rows of this step that were left out because they cannot be used.
     pub skipped_rows: u64,
+    /// Longest time that a rank stood still for gradients and parameters of others, in seconds: the gradients of this step and
+    /// the parameters after the step before.
+    pub comm_exposed_s: f64,
     /// Duration of the step in seconds.
     pub step_s: f64,
     /// Seconds that training stood still for checkpoints since the record before; not part of `step_s`.

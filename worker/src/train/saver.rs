@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use checkpoints::{
-    BackgroundCommit, BackgroundWriter, Commit, Layout, RunState, SaveTimings, Section, Staging, Store,
+    BackgroundCommit, BackgroundWriter, Commit, Layout, RunState, SaveTimings, Staging, Store,
 };
 
 use super::TrainState;
 use super::save::{RunFacts, gather_records, save, together};
-use super::state::{checkpoint_layout, slice_of};
+use super::sections::StateSection;
+use super::state::checkpoint_layout;
 use crate::comm::Collectives;
 use crate::config::Experiment;
 
@@ -60,8 +61,8 @@ impl Saver {
         config: &Experiment,
         state: &TrainState,
     ) -> Result<Self, checkpoints::Error> {
-        let elements = slices(comm, state).iter().map(|section| section.data.len()).sum();
-        let writer = config.checkpoint.asynchronous.then(|| BackgroundWriter::new(comm.rank(), elements));
+        let writer = || BackgroundWriter::new(comm.rank(), state.section_elements());
+        let writer = config.checkpoint.asynchronous.then(writer);
         Ok(Self {
             store: Some(store),
             writer: writer.transpose()?,
@@ -99,9 +100,10 @@ impl Saver {
         let store = self.store.as_mut().context(AWAY)?;
         let begun = if comm.rank() == 0 { store.begin(state.step).map(Some) } else { Ok(None) };
         let staging = together(comm, "checkpoint begin", begun)?;
-        let sections = slices(comm, state);
+        let sections = state.sections()?;
+        let views: Vec<_> = sections.iter().map(StateSection::view).collect();
         let dir = store.staging_dir(state.step);
-        let staged = self.writer.as_mut().map(|writer| writer.stage(&dir, &sections)).transpose();
+        let staged = self.writer.as_mut().map(|writer| writer.stage(&dir, &views)).transpose();
         if let Err(error) = together(comm, "checkpoint copies", staged) {
             self.give_up(staging);
             return Err(error);
@@ -233,9 +235,4 @@ impl Saver {
     fn give_up(&mut self, staging: Option<Staging>) {
         let _ = self.store.as_mut().zip(staging).map(|(store, staging)| store.abandon(staging));
     }
-}
-
-/// What this rank writes of the state.
-fn slices<'a>(comm: &dyn Collectives, state: &'a TrainState) -> Vec<Section<'a>> {
-    state.sections(slice_of(state.model.arena().layout().len(), comm.rank(), comm.world_size()))
 }

@@ -2,27 +2,26 @@
 
 use std::ops::Range;
 
-use checkpoints::{Checkpoint, Layout, Section, TensorEntry};
-use ilm_model::Model;
+use checkpoints::{Checkpoint, Layout, TensorEntry};
+use ilm_model::{Error, Flat, Model};
 use xxhash_rust::xxh3::Xxh3Default;
 
+use super::sections::{EMA, EXP_AVG, EXP_AVG_SQ, MASTER, StateSection, read_section};
+use super::{Division, Reducer};
+use crate::comm::{Buffer, Collectives};
 use crate::config::Experiment;
-use crate::optim::{AdamW, Ema, Segment};
+use crate::optim::{AdamW, Ema, Part, Parts};
 
-/// Names of the flat buffers in a checkpoint.
-const MASTER: &str = "master";
-const EXP_AVG: &str = "exp_avg";
-const EXP_AVG_SQ: &str = "exp_avg_sq";
-const EMA: &str = "ema";
-
-/// The state of a run between two steps.
+/// The state of a run between two steps, as one rank has it.
 pub struct TrainState {
     /// Parameters and their gradients.
     pub model: Model,
-    /// Moments.
+    /// Moments of what this rank updates.
     pub adamw: AdamW,
-    /// Moving average of the parameters, if wanted.
+    /// Moving average of what this rank updates, if wanted.
     pub ema: Option<Ema>,
+    /// What this rank counts in norms and writes to checkpoints.
+    pub own: Parts,
     /// Finished optimizer steps.
     pub step: u64,
     /// Samples taken from the global order so far.
@@ -30,49 +29,64 @@ pub struct TrainState {
 }
 
 impl TrainState {
-    /// The state before the first step.
-    pub fn new(model: Model, config: &Experiment) -> Self {
-        let layout = model.arena().layout();
-        let segments = layout
-            .entries()
-            .iter()
-            .map(|entry| Segment { range: entry.offset..entry.offset + entry.len, decay: entry.decays() });
-        let adamw = AdamW::new(layout.len(), segments);
-        let ema = config.trainer.ema_decay.map(|decay| Ema::new(model.arena().params(), decay));
-        Self { model, adamw, ema, step: 0, position: 0 }
+    /// The state before the first step, on a rank that has these elements.
+    ///
+    /// # Errors
+    /// If memory is short.
+    pub fn new(model: Model, config: &Experiment, division: Division) -> Result<Self, Error> {
+        let arena = model.arena();
+        let Division { updated, own } = division;
+        let average = |decay| Ema::new(arena.flat_params(), &updated, decay);
+        let ema = config.trainer.ema_decay.map(average).transpose()?;
+        let adamw = AdamW::new(updated, decaying(&model), arena.device())?;
+        Ok(Self { adamw, ema, own, step: 0, position: 0, model })
     }
 
-    /// The flat buffers' elements of `range`, as they go into a checkpoint.
-    pub fn sections(&self, range: Range<usize>) -> Vec<Section<'_>> {
-        let buffers = [
-            (MASTER, self.model.arena().params()),
-            (EXP_AVG, &self.adamw.exp_avg),
-            (EXP_AVG_SQ, &self.adamw.exp_avg_sq),
-        ];
-        let average = self.ema.as_ref().map(|ema| (EMA, ema.shadow.as_slice()));
-        buffers
-            .into_iter()
-            .chain(average)
-            .map(|(name, data)| Section { name, range: range.clone(), data: &data[range.clone()] })
-            .collect()
+    /// What this rank writes of the flat buffers to a checkpoint.
+    ///
+    /// # Errors
+    /// If a device fails.
+    pub fn sections(&self) -> Result<Vec<StateSection<'_>>, Error> {
+        let arena = |part: &Part| part.arena.clone();
+        let packed = |part: &Part| part.packed.clone();
+        let mut sections = Vec::new();
+        let mut add = |name, buffer, place: &dyn Fn(&Part) -> Range<usize>| {
+            for part in self.own.iter().flat_map(|own| self.adamw.parts().within(own.arena)) {
+                sections.push(StateSection::new(name, part.arena.clone(), buffer, place(&part))?);
+            }
+            Ok::<_, Error>(())
+        };
+        add(MASTER, self.model.arena().flat_params(), &arena)?;
+        add(EXP_AVG, &self.adamw.exp_avg, &packed)?;
+        add(EXP_AVG_SQ, &self.adamw.exp_avg_sq, &packed)?;
+        if let Some(ema) = &self.ema {
+            add(EMA, &ema.shadow, &packed)?;
+        }
+        Ok(sections)
     }
 
-    /// Takes everything from a checkpoint of the same parameters.
+    /// Elements of all [`sections`](Self::sections) together.
+    pub fn section_elements(&self) -> usize {
+        self.own.len() * if self.ema.is_some() { 4 } else { 3 }
+    }
+
+    /// Takes everything from a checkpoint of the same parameters, whatever ranks wrote it.
     ///
     /// # Errors
     /// If the checkpoint lacks a part or cannot be read.
-    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), checkpoints::Error> {
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> anyhow::Result<()> {
         let saved = checkpoint.state();
-        let all = 0..self.model.arena().layout().len();
-        checkpoint.read(MASTER, all.clone(), self.model.arena_mut().params_mut())?;
-        checkpoint.read(EXP_AVG, all.clone(), &mut self.adamw.exp_avg)?;
-        checkpoint.read(EXP_AVG_SQ, all.clone(), &mut self.adamw.exp_avg_sq)?;
+        let whole = Parts::whole(self.model.arena().layout().len());
+        let parts = self.adamw.parts().clone();
+        read_section(checkpoint, MASTER, &whole, self.model.arena_mut().flat_params_mut())?;
+        read_section(checkpoint, EXP_AVG, &parts, &mut self.adamw.exp_avg)?;
+        read_section(checkpoint, EXP_AVG_SQ, &parts, &mut self.adamw.exp_avg_sq)?;
         if let Some(ema) = &mut self.ema {
             if has_average(checkpoint) {
-                checkpoint.read(EMA, all, &mut ema.shadow)?;
+                read_section(checkpoint, EMA, &parts, &mut ema.shadow)?;
                 ema.num_updates = saved.ema_updates;
             } else {
-                ema.shadow.copy_from_slice(self.model.arena().params());
+                ema.restart(self.model.arena().flat_params(), &parts)?;
             }
         }
         self.step = saved.step;
@@ -80,29 +94,74 @@ impl TrainState {
         Ok(())
     }
 
-    /// Runs `f` on a model that has the averaged weights, if an average is kept, and the trained ones otherwise.
-    pub fn with_averaged_weights<T>(&mut self, f: impl FnOnce(&Model) -> T) -> T {
-        self.swap_weights();
-        let result = f(&self.model);
-        self.swap_weights();
-        result
+    /// Runs `f` on a model that has the averaged weights, if an average is kept, and the trained ones otherwise. All ranks call
+    /// it together.
+    ///
+    /// # Errors
+    /// Those of `f`, or if weights cannot be exchanged.
+    pub fn with_averaged_weights<T>(
+        &mut self,
+        reducer: &mut Reducer,
+        f: impl FnOnce(&Model) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        self.swap_weights(reducer)?;
+        let result = f(&self.model)?;
+        self.swap_weights(reducer)?;
+        Ok(result)
     }
 
-    /// Exchanges the trained weights and their average.
-    fn swap_weights(&mut self) {
-        if let Some(ema) = &mut self.ema {
-            ema.shadow.swap_with_slice(self.model.arena_mut().params_mut());
+    /// Exchanges the trained weights and their average, everywhere.
+    fn swap_weights(&mut self, reducer: &mut Reducer) -> anyhow::Result<()> {
+        let Some(ema) = &mut self.ema else { return Ok(()) };
+        ema.swap(self.model.arena_mut().flat_params_mut(), self.adamw.parts())?;
+        for window in reducer.windows() {
+            reducer.begin_gather(window)?;
         }
+        Ok(reducer.finish_gather()?)
+    }
+
+    /// Gives all ranks the parameters of rank 0.
+    ///
+    /// # Errors
+    /// If a collective or a device fails.
+    pub fn broadcast_parameters(&mut self, comm: &mut dyn Collectives) -> anyhow::Result<()> {
+        let params = self.model.arena_mut().flat_params_mut();
+        if let Some(params) = params.host_mut() {
+            return Ok(comm.broadcast("parameters", params.into())?);
+        }
+        let mut held = on_host(params)?;
+        comm.broadcast("parameters", Buffer::F32(&mut held))?;
+        Ok(params.write(0..held.len(), &held)?)
     }
 
     /// A checksum of the parameters' bits.
-    pub fn parameter_checksum(&self) -> u64 {
+    ///
+    /// # Errors
+    /// If a device fails.
+    pub fn parameter_checksum(&self) -> Result<u64, Error> {
+        let params = self.model.arena().flat_params();
+        let held = if params.host().is_some() { Vec::new() } else { on_host(params)? };
         let mut hasher = Xxh3Default::new();
-        for value in self.model.arena().params() {
+        for value in params.host().unwrap_or(&held) {
             hasher.update(&value.to_bits().to_le_bytes());
         }
-        hasher.digest()
+        Ok(hasher.digest())
     }
+}
+
+fn on_host(flat: &Flat<f32>) -> Result<Vec<f32>, Error> {
+    let mut held = vec![0.0; flat.len()];
+    flat.read(0..held.len(), &mut held)?;
+    Ok(held)
+}
+
+/// The ranges of the arena that weight decay applies to, up to the next parameter: what lies between them is 0 and stays so.
+fn decaying(model: &Model) -> Vec<Range<usize>> {
+    let layout = model.arena().layout();
+    let entries = layout.entries();
+    let ends = entries.iter().skip(1).map(|next| next.offset).chain([layout.len()]);
+    let ranges = entries.iter().zip(ends).filter(|(entry, _)| entry.decays());
+    ranges.map(|(entry, end)| entry.offset..end).collect()
 }
 
 /// The names and places of a model's parameters, as a checkpoint records them.
@@ -126,40 +185,8 @@ pub fn has_average(checkpoint: &Checkpoint) -> bool {
 ///
 /// # Errors
 /// If the checkpoint cannot be read.
-pub fn load_weights(
-    model: &mut Model,
-    checkpoint: &Checkpoint,
-    averaged: bool,
-) -> Result<(), checkpoints::Error> {
+pub fn load_weights(model: &mut Model, checkpoint: &Checkpoint, averaged: bool) -> anyhow::Result<()> {
     let section = if averaged && has_average(checkpoint) { EMA } else { MASTER };
-    let all = 0..model.arena().layout().len();
-    checkpoint.read(section, all, model.arena_mut().params_mut())
-}
-
-/// The part of the flat buffers that `rank` writes: equal parts, cut at multiples of 16 elements.
-pub fn slice_of(len: usize, rank: usize, world_size: usize) -> Range<usize> {
-    const ALIGNMENT: usize = 16;
-    let blocks = len.div_ceil(ALIGNMENT);
-    let cut = |rank: usize| (blocks * rank / world_size * ALIGNMENT).min(len);
-    cut(rank)..cut(rank + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slices_cover_everything_once() {
-        for len in [0, 1, 15, 16, 17, 1000, 4096] {
-            for world_size in 1..9 {
-                let mut end = 0;
-                for rank in 0..world_size {
-                    let slice = slice_of(len, rank, world_size);
-                    assert_eq!(slice.start, end);
-                    end = slice.end;
-                }
-                assert_eq!(end, len);
-            }
-        }
-    }
+    let whole = Parts::whole(model.arena().layout().len());
+    read_section(checkpoint, section, &whole, model.arena_mut().flat_params_mut())
 }

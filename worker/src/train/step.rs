@@ -6,10 +6,10 @@ use data_pipeline::{PackedBatch, StepBatch};
 use ilm_model::Batch;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::TrainState;
+use super::{Reducer, TrainState};
 use crate::comm::{Collectives, CommError, ReduceOp};
 use crate::config::Experiment;
-use crate::optim::{Update, clip_factor, learning_rate, norm};
+use crate::optim::{Ema, Update, clip_factor, learning_rate, squared_norm};
 
 /// The loss or the gradient of a step is not finite; the parameters are those before the step.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,8 @@ pub struct GlobalFigures {
     pub visible: f64,
     /// Input positions computed.
     pub computed: f64,
+    /// Square of the norm of the summed gradient.
+    pub squared_norm: f64,
     /// Longest wait for data of any rank.
     pub data_wait: Duration,
     /// Steps that were ready to be taken, on the rank with the fewest.
@@ -60,6 +62,9 @@ pub struct GlobalFigures {
     pub stop: bool,
     /// Whether any rank was at work for a checkpoint in the background.
     pub saving: bool,
+    /// Longest time that a rank stood still for gradients and parameters of others: the gradients of this step, and the
+    /// parameters since the step before.
+    pub comm_exposed: Duration,
 }
 
 /// What one rank tells the others beside its sums; the largest value of any rank counts.
@@ -73,6 +78,8 @@ pub struct RankFlags {
     pub stop: bool,
     /// Whether it is at work for a checkpoint in the background.
     pub saving: bool,
+    /// How long it stood still for gradients and parameters of others; the step itself fills this in.
+    pub comm_exposed: Duration,
 }
 
 /// Sums over the examples of one rank's part of a global batch.
@@ -84,6 +91,8 @@ struct Sums {
     visible: f64,
     computed: f64,
     skipped: f64,
+    /// Of the part of the summed gradient that this rank counts.
+    squared_norm: f64,
 }
 
 /// Runs one step on this rank's part of a global batch. Gradients are summed over examples and ranks and divided once,
@@ -95,15 +104,17 @@ pub fn train_step(
     state: &mut TrainState,
     config: &Experiment,
     comm: &mut dyn Collectives,
+    reducer: &mut Reducer,
     batch: &StepBatch,
     flags: RankFlags,
 ) -> anyhow::Result<StepFigures> {
-    let sums = accumulate(state, config, comm.rank(), batch)?;
-    comm.all_reduce("gradients", ReduceOp::Sum, state.model.arena_mut().grads_mut().into())?;
-    let global = reduce_figures(comm, &sums, flags)?;
+    let mut sums = accumulate(state, config, comm.rank(), reducer, batch)?;
+    reducer.finish_gradients()?;
+    sums.squared_norm = squared_norm(state.model.arena().flat_grads(), &state.own)?;
+    let global = reduce_figures(comm, &sums, RankFlags { comm_exposed: reducer.take_exposed(), ..flags })?;
 
     let per_example = 1.0 / global.examples.max(1.0);
-    let grad_norm = norm(state.model.arena().grads()) * per_example;
+    let grad_norm = global.squared_norm.sqrt() * per_example;
     let loss = global.token_ce + global.stop_loss;
     if !(loss.is_finite() && grad_norm.is_finite()) {
         return Err(NonFinite { step: state.step + 1, loss, grad_norm }.into());
@@ -113,38 +124,39 @@ pub fn train_step(
     // A step whose rows were all left out, which all ranks see alike, changes nothing.
     if global.examples > 0.0 {
         let clip = clip_factor(grad_norm, config.trainer.gradient_clip_val);
-        let update = Update { lr, step: state.step + 1, grad_scale: clip * per_example };
-        let parts = state.model.arena_mut().update_parts();
-        if let (Some(params), Some(grads)) = (parts.params.host_mut(), parts.grads.host()) {
-            state.adamw.step(&config.optimizer, update, params, grads);
-        }
-        state.model.arena_mut().flat_params_mut();
-        if let Some(ema) = &mut state.ema {
-            ema.update(state.model.arena().params());
-        }
+        let average_weight = state.ema.as_mut().map_or(0.0, Ema::next_weight);
+        let update = Update { lr, step: state.step + 1, grad_scale: clip * per_example, average_weight };
+        update_parameters(state, config, reducer, update)?;
     }
     state.step += 1;
     state.position = batch.next_position;
     Ok(StepFigures { global, grad_norm, lr })
 }
 
-/// Forward and backward of every micro-batch of this rank into the flat gradient buffer.
+/// Forward and backward of every micro-batch of this rank into the flat gradient buffer. The reduction of the last one's
+/// gradients begins while they are computed.
 fn accumulate(
     state: &mut TrainState,
     config: &Experiment,
     rank: usize,
+    reducer: &mut Reducer,
     batch: &StepBatch,
 ) -> anyhow::Result<Sums> {
     let mut sums = Sums { skipped: batch.skipped as f64, ..Sums::default() };
-    state.model.arena_mut().grads_mut().fill(0.0);
+    state.model.clear_grads();
     for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
         let dropout_seed = dropout_seed(config.seed, state.step, rank, index);
+        let is_last = index + 1 == batch.micro_batches.len();
         let parts = state.model.forward_backward(
             &batch_view(micro_batch),
             &config.loss,
             1.0,
             Some(dropout_seed),
-            &mut |_| {},
+            &mut |range| {
+                if is_last {
+                    reducer.is_final(range);
+                }
+            },
         )?;
         sums.token_ce += parts.ce.iter().sum::<f64>();
         sums.stop_loss += parts.length.iter().sum::<f64>();
@@ -152,7 +164,36 @@ fn accumulate(
         sums.visible += micro_batch.visible() as f64;
         sums.computed += parts.computed_positions as f64;
     }
+    state.model.settle_grads()?;
     Ok(sums)
+}
+
+/// Updates what this rank updates, window by window, and exchanges it while the next window is updated.
+///
+/// # Errors
+/// If the transport or the device fails.
+pub fn update_parameters(
+    state: &mut TrainState,
+    config: &Experiment,
+    reducer: &mut Reducer,
+    update: Update,
+) -> anyhow::Result<()> {
+    let arena = state.model.arena_mut();
+    for window in reducer.windows() {
+        let mut flat = arena.update_parts();
+        if reducer.is_sharded() {
+            // Parameters of other ranks are not rounded here, so all are rounded once they are there.
+            flat.rounded = None;
+        }
+        let average = state.ema.as_mut().map(|ema| &mut ema.shadow);
+        state.adamw.step(&config.optimizer, update, window.clone(), flat, average)?;
+        reducer.begin_gather(window)?;
+    }
+    if reducer.is_sharded() {
+        reducer.finish_gather()?;
+        arena.flat_params_mut();
+    }
+    Ok(())
 }
 
 /// Means and totals over all ranks.
@@ -161,14 +202,15 @@ fn reduce_figures(
     sums: &Sums,
     flags: RankFlags,
 ) -> Result<GlobalFigures, CommError> {
-    let Sums { token_ce, stop_loss, examples, visible, computed, skipped } = *sums;
-    let mut totals = [token_ce, stop_loss, examples, visible, computed, skipped];
+    let Sums { token_ce, stop_loss, examples, visible, computed, skipped, squared_norm } = *sums;
+    let mut totals = [token_ce, stop_loss, examples, visible, computed, skipped, squared_norm];
     comm.all_reduce("step sums", ReduceOp::Sum, totals[..].as_mut().into())?;
     let flag = |set: bool| f64::from(u8::from(set));
     let fewest_ready = -(flags.ready_steps as f64);
-    let mut largest = [flags.data_wait.as_secs_f64(), flag(flags.stop), flag(flags.saving), fewest_ready];
+    let [data_wait, comm_exposed] = [flags.data_wait, flags.comm_exposed].map(|time| time.as_secs_f64());
+    let mut largest = [data_wait, flag(flags.stop), flag(flags.saving), fewest_ready, comm_exposed];
     comm.all_reduce("step flags", ReduceOp::Max, largest[..].as_mut().into())?;
-    let [token_ce, stop_loss, examples, visible, computed, skipped] = totals;
+    let [token_ce, stop_loss, examples, visible, computed, skipped, squared_norm] = totals;
     let per_example = 1.0 / examples.max(1.0);
     Ok(GlobalFigures {
         token_ce: token_ce * per_example,
@@ -176,11 +218,13 @@ fn reduce_figures(
         examples,
         visible,
         computed,
+        squared_norm,
         data_wait: Duration::from_secs_f64(largest[0]),
         ready_steps: -largest[3] as u64,
         skipped_rows: skipped as u64,
         stop: largest[1] > 0.0,
         saving: largest[2] > 0.0,
+        comm_exposed: Duration::from_secs_f64(largest[4]),
     })
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use data_pipeline::{
-    BatchPool, DescribeOptions, LoaderOptions, PlainMemory, Schedule, StepBatch, TrainLoader, TrainStream,
-    describe_batch,
+    BatchPlan, BatchPool, DescribeOptions, LoaderOptions, PlainMemory, Schedule, StepBatch, TrainLoader,
+    TrainStream, describe_batch,
 };
 
 use super::Run;
@@ -15,12 +15,14 @@ use crate::exit;
 use crate::run_dir::JsonLines;
 use crate::say;
 use crate::telemetry::{Progress, StepRecord};
-use crate::train::{NonFinite, RankFlags, Saver, StepFigures, TrainState, train_step};
+use crate::train::{NonFinite, RankFlags, Reducer, Saver, StepFigures, TrainState, train_step};
 
 /// The steps of one start of a run.
 pub(super) struct Steps<'a, 'b> {
     pub(super) run: &'a Run<'a>,
+    pub(super) plan: BatchPlan,
     pub(super) comm: &'b mut dyn Collectives,
+    pub(super) reducer: Reducer,
     pub(super) saver: Saver,
     /// Time that training stood still for checkpoints and that no record tells of yet.
     pub(super) stall: Duration,
@@ -45,8 +47,9 @@ impl Steps<'_, '_> {
                 ready_steps: loader.figures().ready_steps,
                 stop: self.run.stop.is_set(),
                 saving: self.saver.is_busy(),
+                ..RankFlags::default()
             };
-            let figures = train_step(state, config, self.comm, &batch, flags);
+            let figures = train_step(state, config, self.comm, &mut self.reducer, &batch, flags);
             let figures = figures.or_else(|error| self.keep_what_was_saved(error))?;
             let duration = started.elapsed();
             let finished = state.step == config.trainer.max_steps || schedule.step(state.position).is_none();
@@ -90,7 +93,7 @@ impl Steps<'_, '_> {
             collator: run.assembly.collator(run.config())?,
             order: data.order(run.dataset.as_ref(), run.config().seed)?,
             schedule,
-            plan: run.plan,
+            plan: self.plan,
         };
         let options = LoaderOptions {
             threads: data.threads,
@@ -107,7 +110,10 @@ impl Steps<'_, '_> {
         let config = self.run.config();
         let rows = config.global_batch_size.div_ceil(self.comm.world_size());
         let steps = config.data.prefetch_steps.saturating_add(config.data.threads).saturating_add(1);
-        rows.div_ceil(config.per_device_batch_size).saturating_mul(steps)
+        let limit = self.plan.limit();
+        let tokens = limit.visible_tokens.unwrap_or(usize::MAX);
+        let by_tokens = rows.saturating_mul(config.row_length()).div_ceil(tokens).min(rows);
+        rows.div_ceil(limit.rows).max(by_tokens).saturating_mul(steps)
     }
 
     /// Shows the first micro-batch as a person would want to see it.
@@ -152,6 +158,7 @@ impl Steps<'_, '_> {
             data_wait_s: global.data_wait.as_secs_f64(),
             data_ready_steps: global.ready_steps,
             skipped_rows: global.skipped_rows,
+            comm_exposed_s: global.comm_exposed.as_secs_f64(),
             step_s,
             checkpoint_stall_s: std::mem::take(&mut self.stall).as_secs_f64(),
             eta_s: 0.0,
@@ -196,7 +203,8 @@ impl Steps<'_, '_> {
         let step = state.step;
         let context =
             EvalContext { config: run.config(), assembly: &run.assembly, dataset: Arc::clone(dataset) };
-        let report = state.with_averaged_weights(|model| eval::evaluate(&context, model, self.comm))?;
+        let Self { comm, reducer, .. } = self;
+        let report = state.with_averaged_weights(reducer, |model| eval::evaluate(&context, model, *comm))?;
         if let Some(view) = view {
             view.progress.say(&format!("validation at step {step}: {report}"));
             view.validation.append(&report.of_step(step))?;

@@ -1,0 +1,162 @@
+//! Gumbel noise by its place in a stream: what cannot win is never drawn.
+
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use super::gumbel;
+use crate::kernels::simd::{max, widest};
+use crate::random::{UNIFORM_STEPS, to_uniform};
+
+/// Words that are drawn together: what the generator makes at once.
+const BLOCK: u64 = 64;
+
+/// A stream of uniform numbers, one a word, read anywhere.
+pub(crate) struct Noise {
+    rng: ChaCha8Rng,
+    words: [u32; BLOCK as usize],
+    /// Which block `words` is.
+    block: Option<u64>,
+}
+
+/// The largest sum of score and noise so far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Leader {
+    pub(crate) value: f64,
+    /// Place of the entry among all.
+    pub(crate) place: u64,
+}
+
+impl Noise {
+    pub(crate) fn new(rng: ChaCha8Rng) -> Self {
+        Self { rng, words: [0; BLOCK as usize], block: None }
+    }
+
+    fn words(&mut self, block: u64) -> &[u32; BLOCK as usize] {
+        if self.block != Some(block) {
+            self.rng.set_word_pos(u128::from(block * BLOCK));
+            self.words.iter_mut().for_each(|word| *word = self.rng.next_u32());
+            self.block = Some(block);
+        }
+        &self.words
+    }
+
+    /// The Gumbel noise of number `index` of the stream.
+    pub(crate) fn gumbel(&mut self, index: u64) -> f64 {
+        gumbel(to_uniform(self.words(index / BLOCK)[(index % BLOCK) as usize]))
+    }
+
+    /// Lets entries compete with the leader; that of score `i` has the place and the number `first + i`.
+    ///
+    /// The largest sum wins, of equals the first, in whatever order they come. Noise is bounded, and an entry that could win needs
+    /// a large enough uniform number: whole blocks are passed over by their largest score.
+    pub(crate) fn compete(&mut self, first: u64, scores: &[f32], leader: &mut Option<Leader>) {
+        let mut done = 0;
+        while done < scores.len() {
+            let place = first + done as u64;
+            let end = scores.len().min(done + (BLOCK - place % BLOCK) as usize);
+            self.compete_in_block(place, &scores[done..end], leader);
+            done = end;
+        }
+    }
+
+    fn compete_in_block(&mut self, first: u64, scores: &[f32], leader: &mut Option<Leader>) {
+        let top = widest(|| max(scores));
+        let least = match *leader {
+            _ if top == f32::NEG_INFINITY => return,
+            None => Some(0),
+            Some(leader) => least_word(leader.value - f64::from(top)),
+        };
+        let Some(least) = least else { return };
+        let words = &self.words(first / BLOCK)[(first % BLOCK) as usize..][..scores.len()];
+        for (place, (&word, &score)) in (first..).zip(words.iter().zip(scores)) {
+            if word >= least {
+                let value = f64::from(score) + gumbel(to_uniform(word));
+                if value > f64::NEG_INFINITY {
+                    *leader = better(*leader, Some(Leader { value, place }));
+                }
+            }
+        }
+    }
+}
+
+/// No word below this gives noise of at least `wanted`; none if no word does.
+fn least_word(wanted: f64) -> Option<u32> {
+    /// The noise of the largest uniform number is 16.64.
+    const MOST: f64 = 16.7;
+    if wanted > MOST {
+        return None;
+    }
+    // the inverse of the noise, one step of the uniform numbers lower, which is far more than rounding can amount to
+    let uniform = (1e-10 - (-wanted).exp()).exp() - 1e-10;
+    let steps = (uniform * UNIFORM_STEPS).floor() - 1.0;
+    Some((steps.max(0.0) as u32) << 8)
+}
+
+/// The better of two leaders, as if their entries had competed in order.
+pub(crate) fn better(one: Option<Leader>, other: Option<Leader>) -> Option<Leader> {
+    match (one, other) {
+        (Some(a), Some(b)) if b.value > a.value || (b.value == a.value && b.place < a.place) => Some(b),
+        (None, b) => b,
+        (a, _) => a,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Purpose, keyed_rng, uniform};
+    use proptest::prelude::*;
+
+    #[test]
+    fn numbers_are_those_of_the_stream_wherever_they_are_read() {
+        let mut rng = keyed_rng(3, Purpose::Predict, 1, 2);
+        let expected: Vec<f64> = (0..300).map(|_| gumbel(uniform(&mut rng))).collect();
+        let mut noise = Noise::new(keyed_rng(3, Purpose::Predict, 1, 2));
+        for index in [299, 0, 64, 63, 65, 128, 1, 200] {
+            assert_eq!(noise.gumbel(index), expected[index as usize]);
+        }
+    }
+
+    #[test]
+    fn no_word_below_the_least_is_noisy_enough() {
+        for step in 0..3600 {
+            let wanted = f64::from(step) * 0.01 - 20.0;
+            let least = least_word(wanted).unwrap();
+            assert!(least == 0 || gumbel(to_uniform(least - 1)) < wanted, "{wanted}");
+            // nor is much more drawn than needed
+            let enough = least.saturating_add(3 << 8);
+            assert!(enough == u32::MAX || gumbel(to_uniform(enough)) >= wanted, "{wanted}");
+        }
+        assert!(gumbel(to_uniform(u32::MAX)) < 16.7 && least_word(16.71).is_none());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_winner_is_that_of_comparing_everything(
+            scores in prop::collection::vec(
+                prop_oneof![8 => -30f32..30.0, 1 => Just(f32::NEG_INFINITY), 1 => Just(29.0)], 0..700),
+            spread in prop::sample::select(vec![0.01f32, 1.0]),
+            first in 0u64..200,
+            cut in 0usize..700,
+            seed in any::<u64>(),
+        ) {
+            let scores: Vec<f32> = scores.iter().map(|&score| score * spread).collect();
+            let stream = || keyed_rng(seed, Purpose::Predict, 5, 6);
+            let mut rng = stream();
+            (0..first).for_each(|_| { uniform(&mut rng); });
+            let expected = crate::sample::sample(&scores, || uniform(&mut rng)).map(|index| first + index as u64);
+
+            let cut = cut.min(scores.len());
+            let mut noise = Noise::new(stream());
+            let (mut left, mut right, mut whole) = (None, None, None);
+            noise.compete(first + cut as u64, &scores[cut..], &mut right);
+            noise.compete(first, &scores[..cut], &mut left);
+            noise.compete(first, &scores, &mut whole);
+            prop_assert_eq!(whole.map(|leader| leader.place), expected);
+            prop_assert_eq!(better(left, right), whole);
+            prop_assert_eq!(better(right, left), whole);
+        }
+    }
+}

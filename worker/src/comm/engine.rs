@@ -1,0 +1,259 @@
+//! The communication thread of a rank: buckets in the order in which they were begun, a few pieces under way at a time.
+
+use std::collections::VecDeque;
+use std::ffi::c_int;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::time::Duration;
+
+use super::agreement::Agreement;
+use super::mpi::error_text;
+use super::ring::{Piece, Ring, Travel};
+use super::watchdog::Watchdog;
+use super::{CommError, ExchangeOp, FlatMemory};
+
+/// Elements of a piece over all ranks, 1 MiB: it stays in the cache between adding and sending on.
+const PIECE: usize = 1 << 18;
+/// Least elements of a rank's chunk, 16 KiB, where buckets have as many: shorter messages cost more than they carry.
+const LEAST_CHUNK: usize = 1 << 12;
+/// Pieces under way at a time: while one waits for a neighbour another is added.
+const UNDER_WAY: usize = 4;
+/// Pause between two looks at MPI while another thread computes.
+const PAUSE: Duration = Duration::from_micros(50);
+/// Looks at MPI without a pause while nobody computes, before the processor is offered to other ranks.
+const LOOKS: u32 = 64;
+
+/// What the calling thread asks for.
+pub(super) enum Order {
+    Begin(&'static str, ExchangeOp, Range<usize>),
+    Finish,
+}
+
+/// The thread's state.
+pub(super) struct Engine {
+    ring: Ring,
+    memory: FlatMemory,
+    watchdog: Arc<Watchdog>,
+    /// Set while nobody computes on this rank.
+    hurry: Arc<AtomicBool>,
+    /// In the order in which they were begun.
+    buckets: VecDeque<Bucket>,
+    /// Pieces under way, with the number of their bucket.
+    travels: VecDeque<(u64, Travel)>,
+    /// Memory of travels that have ended, to be used again.
+    scratches: Vec<Vec<f32>>,
+    begun: u64,
+    pieces: u64,
+}
+
+/// A bucket that was begun and is not complete.
+struct Bucket {
+    name: &'static str,
+    op: ExchangeOp,
+    range: Range<usize>,
+    sequence: u64,
+    /// None once all ranks are known to have begun this bucket.
+    agreement: Option<Agreement>,
+    /// How much of its [`extent`](Bucket::extent) is under way or done.
+    sent: usize,
+    /// Pieces under way.
+    under_way: usize,
+    watched: u64,
+}
+
+// SAFETY: the engine is moved to its thread once, before that runs; its communicator is used by that thread only, MPI gives
+// thread support 'multiple', and the memory may be accessed by any thread under the promise of `Exchange`.
+unsafe impl Send for Engine {}
+
+impl Engine {
+    /// # Safety
+    /// `memory` stays valid while the thread runs, its users keep the promise of `Exchange`, and nobody else uses `ring.comm`.
+    pub(super) unsafe fn new(
+        ring: Ring,
+        memory: FlatMemory,
+        watchdog: Arc<Watchdog>,
+        hurry: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            ring,
+            memory,
+            watchdog,
+            hurry,
+            buckets: VecDeque::new(),
+            travels: VecDeque::new(),
+            scratches: Vec::new(),
+            begun: 0,
+            pieces: 0,
+        }
+    }
+
+    /// Works until the other end is dropped and nothing is under way, or something fails.
+    pub(super) fn run(mut self, orders: &Receiver<Order>, replies: &Sender<Result<(), CommError>>) {
+        let mut finishing = false;
+        let mut looks = 0;
+        loop {
+            let idle = self.buckets.is_empty();
+            if idle && std::mem::take(&mut finishing) && replies.send(Ok(())).is_err() {
+                return;
+            }
+            let order =
+                if idle { orders.recv().map_err(|_| TryRecvError::Disconnected) } else { orders.try_recv() };
+            let worked = match order {
+                Ok(Order::Begin(name, op, range)) => self.begin(name, op, range).map(|()| true),
+                Ok(Order::Finish) => {
+                    finishing = true;
+                    Ok(true)
+                }
+                Err(TryRecvError::Disconnected) if idle => return,
+                Err(_) => self.progress(),
+            };
+            match worked {
+                Ok(true) => looks = 0,
+                Ok(false) => self.pause(&mut looks),
+                Err(error) => {
+                    // The other end asks when it next finishes, and all ranks end with an error then.
+                    let _ = replies.send(Err(error));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn pause(&self, looks: &mut u32) {
+        *looks += 1;
+        if !self.hurry.load(Ordering::Relaxed) {
+            std::thread::sleep(PAUSE);
+        } else if *looks > LOOKS {
+            std::thread::yield_now();
+        }
+    }
+
+    fn begin(&mut self, name: &'static str, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError> {
+        let sequence = self.begun;
+        self.begun += 1;
+        let watched = self.watchdog.begin(name, sequence, range.len() * size_of::<f32>());
+        let agreement = Agreement::begin(self.ring.comm, &format!("{name} {op:?} {range:?} {sequence}"))
+            .map_err(|code| transport(name, sequence, code))?;
+        let agreement = Some(agreement);
+        self.buckets.push_back(Bucket {
+            name,
+            op,
+            range,
+            sequence,
+            agreement,
+            sent: 0,
+            under_way: 0,
+            watched,
+        });
+        Ok(())
+    }
+
+    /// One look at everything under way; whether anything has changed.
+    fn progress(&mut self) -> Result<bool, CommError> {
+        let mut moved = false;
+        while self.travels.len() < UNDER_WAY && self.send_piece()? {
+            moved = true;
+        }
+        for _ in 0..self.travels.len() {
+            let Some((sequence, mut travel)) = self.travels.pop_front() else { break };
+            moved |= travel.advance().map_err(|code| transport("bucket", sequence, code))?;
+            if travel.has_ended() {
+                self.scratches.push(travel.into_scratch());
+                self.arrived(sequence);
+            } else {
+                self.travels.push_back((sequence, travel));
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Sends the next piece on its way, if all ranks have begun its bucket.
+    fn send_piece(&mut self) -> Result<bool, CommError> {
+        let ring = self.ring;
+        let Some(bucket) = self.buckets.iter_mut().find(|bucket| bucket.sent < bucket.extent(ring)) else {
+            return Ok(false);
+        };
+        if !bucket.has_agreed(ring)? {
+            return Ok(false);
+        }
+        let piece = bucket.next_piece(self.memory, ring);
+        // Neighbours have at most the same number of pieces under way, so twice as many tags tell them apart.
+        let tag = (self.pieces % (2 * UNDER_WAY as u64)) as c_int;
+        let scratch = self.scratches.pop().unwrap_or_default();
+        // SAFETY: the bucket lies in memory that nobody touches before it is complete, by the promise of `Exchange`.
+        let travel = unsafe { Travel::start(ring, bucket.op, piece, tag, scratch) };
+        let travel = travel.map_err(|code| transport(bucket.name, bucket.sequence, code))?;
+        self.pieces += 1;
+        self.travels.push_back((bucket.sequence, travel));
+        Ok(true)
+    }
+
+    /// Notes that a piece has ended. Buckets may end in another order than they began.
+    fn arrived(&mut self, sequence: u64) {
+        let ring = self.ring;
+        let Some(index) = self.buckets.iter().position(|bucket| bucket.sequence == sequence) else { return };
+        let bucket = &mut self.buckets[index];
+        bucket.under_way -= 1;
+        if bucket.under_way == 0 && bucket.sent == bucket.extent(ring) {
+            self.watchdog.end(bucket.watched);
+            self.buckets.remove(index);
+        }
+    }
+}
+
+impl Bucket {
+    /// Elements that pieces are cut from: of the range if chunks are of our choice, else of every rank's part.
+    fn extent(&self, ring: Ring) -> usize {
+        match self.op {
+            ExchangeOp::AllReduce => self.range.len(),
+            ExchangeOp::ReduceScatter | ExchangeOp::AllGather => self.range.len() / ring.world_size,
+        }
+    }
+
+    fn has_agreed(&mut self, ring: Ring) -> Result<bool, CommError> {
+        let Some(agreement) = &mut self.agreement else { return Ok(true) };
+        let (name, sequence) = (self.name, self.sequence);
+        match agreement.answer().map_err(|code| transport(name, sequence, code))? {
+            None => Ok(false),
+            Some(true) => {
+                self.agreement = None;
+                Ok(true)
+            }
+            Some(false) => {
+                let bytes = self.range.len() * size_of::<f32>();
+                Err(CommError::Disagreement { rank: ring.rank, name, sequence, bytes })
+            }
+        }
+    }
+
+    /// Cuts off the next piece.
+    fn next_piece(&mut self, memory: FlatMemory, ring: Ring) -> Piece {
+        let buffer = match self.op {
+            ExchangeOp::AllReduce | ExchangeOp::ReduceScatter => memory.grads,
+            ExchangeOp::AllGather => memory.params,
+        };
+        let first = buffer.wrapping_add(self.range.start + self.sent);
+        let rest = self.extent(ring) - self.sent;
+        let chunk = (PIECE / ring.world_size).max(LEAST_CHUNK);
+        let (taken, piece) = match self.op {
+            ExchangeOp::AllReduce => {
+                let taken = rest.min(chunk * ring.world_size);
+                let len = taken.div_ceil(ring.world_size);
+                (taken, Piece { first, stride: len, len, limit: taken })
+            }
+            ExchangeOp::ReduceScatter | ExchangeOp::AllGather => {
+                let taken = rest.min(chunk);
+                (taken, Piece { first, stride: self.extent(ring), len: taken, limit: usize::MAX })
+            }
+        };
+        self.sent += taken;
+        self.under_way += 1;
+        piece
+    }
+}
+
+fn transport(name: &'static str, sequence: u64, code: c_int) -> CommError {
+    CommError::Transport { name, sequence, message: error_text(code) }
+}

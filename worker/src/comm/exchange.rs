@@ -1,0 +1,75 @@
+//! Exchanging the flat buffers of a training run bucket by bucket, while the calling thread goes on computing.
+//!
+//! One implementation per transport; [`Alone`] is that of a single rank. Buckets come from a [`BucketPlan`](super::BucketPlan).
+
+use std::ops::Range;
+use std::time::Duration;
+
+use ilm_model::Flat;
+
+use super::CommError;
+
+/// What is exchanged of the flat buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExchangeOp {
+    /// Gradients of the range are summed over all ranks, everywhere.
+    AllReduce,
+    /// Gradients of the range are summed; each rank gets the sum of its own equal part of the range only, in place. What the
+    /// rest of the range then holds is undefined.
+    ReduceScatter,
+    /// Each rank's own equal part of the range of the parameters goes to all ranks, in place.
+    AllGather,
+}
+
+/// The flat buffers that are exchanged, by address (host or device memory).
+#[derive(Debug, Clone, Copy)]
+pub struct FlatMemory {
+    /// First parameter.
+    pub params: *mut f32,
+    /// First gradient.
+    pub grads: *mut f32,
+    /// Elements of either that may be accessed.
+    pub capacity: usize,
+}
+
+impl FlatMemory {
+    /// The memory of a model's parameters and gradients.
+    pub fn of(params: &Flat<f32>, grads: &Flat<f32>) -> Self {
+        let capacity = params.capacity().min(grads.capacity());
+        Self { params: params.address(), grads: grads.address(), capacity }
+    }
+}
+
+/// Exchanges parts of the flat buffers between ranks while the calling thread goes on computing.
+///
+/// Whoever opens one promises that the buffers outlive it, and that between `begin` and the end of the next `finish` nobody
+/// touches the range in the buffer that the operation is about.
+pub trait Exchange {
+    /// Begins an operation on `range`: a bucket, whose length is a multiple of 16 x world_size (of 16 for
+    /// [`ExchangeOp::AllReduce`]). Ranges of operations that are not finished do not overlap. All ranks begin the same
+    /// operations in the same order. What was computed before this call is seen by it.
+    ///
+    /// # Errors
+    /// If an earlier operation has failed, or this one cannot begin. A failure may also show in [`finish`](Self::finish) only.
+    fn begin(&mut self, name: &'static str, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError>;
+
+    /// Waits until everything that was begun is complete; how long this thread stood still for it.
+    ///
+    /// # Errors
+    /// The first failure of anything that was begun, or ranks that began different operations.
+    fn finish(&mut self) -> Result<Duration, CommError>;
+}
+
+/// The exchange of a single rank: every operation is already done.
+#[derive(Debug)]
+pub struct Alone;
+
+impl Exchange for Alone {
+    fn begin(&mut self, _name: &'static str, _op: ExchangeOp, _range: Range<usize>) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Duration, CommError> {
+        Ok(Duration::ZERO)
+    }
+}

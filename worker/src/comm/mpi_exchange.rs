@@ -1,0 +1,97 @@
+//! The exchange on host memory: a communication thread per rank, which alone speaks on a communicator of its own.
+//!
+//! Blocking collectives would spin and take the processor from the computation, so the thread polls and sleeps in between,
+//! until [`Exchange::finish`] says that nobody computes any more.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::engine::{Engine, Order};
+use super::ring::Ring;
+use super::watchdog::Watchdog;
+use super::{CommError, Exchange, ExchangeOp, FlatMemory};
+
+/// The calling thread's end.
+pub(super) struct MpiExchange {
+    /// None once the thread is to end.
+    orders: Option<Sender<Order>>,
+    replies: Receiver<Result<(), CommError>>,
+    hurry: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    capacity: usize,
+    world_size: usize,
+}
+
+impl MpiExchange {
+    /// Starts the thread.
+    ///
+    /// # Safety
+    /// `memory` outlives the exchange, its users keep the promise of [`Exchange`], and nobody else uses `ring.comm`.
+    pub(super) unsafe fn start(
+        ring: Ring,
+        memory: FlatMemory,
+        watchdog: Arc<Watchdog>,
+    ) -> Result<Self, CommError> {
+        let (orders, their_orders) = channel();
+        let (their_replies, replies) = channel();
+        let hurry = Arc::new(AtomicBool::new(false));
+        // SAFETY: the caller's promise; the thread ends when this value is dropped.
+        let engine = unsafe { Engine::new(ring, memory, watchdog, Arc::clone(&hurry)) };
+        let thread = std::thread::Builder::new()
+            .name("ilm-exchange".into())
+            .spawn(move || engine.run(&their_orders, &their_replies))
+            .map_err(|_| CommError::Start)?;
+        Ok(Self {
+            orders: Some(orders),
+            replies,
+            hurry,
+            thread: Some(thread),
+            capacity: memory.capacity,
+            world_size: ring.world_size,
+        })
+    }
+
+    fn order(&self, order: Order) -> Result<(), CommError> {
+        let sent = self.orders.as_ref().map(|orders| orders.send(order));
+        // The thread has ended after a failure, which it told before.
+        sent.and_then(Result::ok).ok_or_else(|| match self.replies.try_recv() {
+            Ok(Err(error)) => error,
+            _ => CommError::Closed,
+        })
+    }
+}
+
+impl Exchange for MpiExchange {
+    fn begin(&mut self, name: &'static str, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError> {
+        let divides = op == ExchangeOp::AllReduce || range.len().is_multiple_of(self.world_size);
+        if range.start > range.end || range.end > self.capacity || !divides {
+            return Err(CommError::Range { name, range, capacity: self.capacity });
+        }
+        if range.is_empty() { Ok(()) } else { self.order(Order::Begin(name, op, range)) }
+    }
+
+    fn finish(&mut self) -> Result<Duration, CommError> {
+        let started = Instant::now();
+        self.hurry.store(true, Ordering::Relaxed);
+        self.order(Order::Finish)?;
+        let reply = self.replies.recv().map_err(|_| CommError::Closed)?;
+        self.hurry.store(false, Ordering::Relaxed);
+        reply.map(|()| started.elapsed())
+    }
+}
+
+/// Waits for what is under way, as its memory may go away afterwards; the deadline bounds that wait.
+impl Drop for MpiExchange {
+    fn drop(&mut self) {
+        self.hurry.store(true, Ordering::Relaxed);
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The exchange of a training step: gradients bucket by bucket while backward runs, updated parameters bucket by bucket after.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use ilm_model::Arena;
+
+use super::Division;
+use crate::comm::{BucketPlan, Collectives, CommError, Exchange, ExchangeOp, FlatMemory};
+use crate::config::TrainerConfig;
+use crate::device::RankDevice;
+
+/// Exchanges gradients and parameters of one arena.
+pub struct Reducer {
+    exchange: Box<dyn Exchange>,
+    plan: BucketPlan,
+    /// Whether a rank updates its own parts only.
+    sharded: bool,
+    /// Whether a bucket's gradients travel while backward computes the next ones.
+    overlaps: bool,
+    /// Gradients from here on are final.
+    final_from: usize,
+    /// Buckets whose gradients are on their way.
+    begun: usize,
+    failed: Option<CommError>,
+    exposed: Duration,
+}
+
+impl Reducer {
+    /// The exchange of `arena`'s buffers over the ranks of `comm`.
+    ///
+    /// # Errors
+    /// If the transport fails.
+    ///
+    /// # Safety
+    /// The arena is on `device` and outlives the reducer. Nobody touches gradients between [`is_final`](Self::is_final) and
+    /// [`finish_gradients`](Self::finish_gradients), nor parameters of other windows than the next between
+    /// [`begin_gather`](Self::begin_gather) and [`finish_gather`](Self::finish_gather).
+    pub unsafe fn connect(
+        device: &RankDevice,
+        comm: &mut dyn Collectives,
+        trainer: &TrainerConfig,
+        arena: &Arena,
+    ) -> anyhow::Result<Self> {
+        let memory = FlatMemory::of(arena.flat_params(), arena.flat_grads());
+        let timeout = Duration::from_secs(trainer.collective_timeout_secs);
+        // SAFETY: the caller's promise; the arena is on the device.
+        let exchange = unsafe { device.exchange(comm, memory, timeout)? };
+        Ok(Self::new(exchange, trainer, arena, comm.world_size()))
+    }
+
+    /// The exchange of `arena`'s buffers as the settings say.
+    pub fn new(
+        exchange: Box<dyn Exchange>,
+        trainer: &TrainerConfig,
+        arena: &Arena,
+        world_size: usize,
+    ) -> Self {
+        Self {
+            exchange,
+            plan: bucket_plan(trainer, arena, world_size),
+            sharded: trainer.shards_optimizer(world_size),
+            overlaps: trainer.overlap_reduction,
+            final_from: usize::MAX,
+            begun: 0,
+            failed: None,
+            exposed: Duration::ZERO,
+        }
+    }
+
+    /// Where updates may be cut, in the order in which the parts should be updated.
+    pub fn windows(&self) -> Vec<Range<usize>> {
+        self.plan.buckets().iter().cloned().chain(Some(self.plan.shared())).collect()
+    }
+
+    /// Tells of gradients of the arena that are final on this rank: those that follow what was told of before, downwards.
+    pub fn is_final(&mut self, range: Range<usize>) {
+        self.final_from = range.start;
+        if self.overlaps {
+            self.begin_final();
+        }
+    }
+
+    /// Begins what is final and not yet begun.
+    fn begin_final(&mut self) {
+        let reduction = if self.sharded { ExchangeOp::ReduceScatter } else { ExchangeOp::AllReduce };
+        while let Some(bucket) = self.plan.buckets().get(self.begun).cloned() {
+            if bucket.start < self.final_from || self.failed.is_some() {
+                return;
+            }
+            self.failed = self.exchange.begin("gradients", reduction, bucket).err();
+            self.begun += 1;
+        }
+    }
+
+    /// Begins what has not begun yet and waits until the gradients of the parts that this rank updates are sums over all ranks.
+    ///
+    /// # Errors
+    /// If the exchange fails.
+    pub fn finish_gradients(&mut self) -> Result<(), CommError> {
+        self.final_from = 0;
+        self.begin_final();
+        (self.begun, self.final_from) = (0, usize::MAX);
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        self.exchange.begin("gradients", ExchangeOp::AllReduce, self.plan.shared())?;
+        self.exposed += self.exchange.finish()?;
+        Ok(())
+    }
+
+    /// Sends the updated parameters of a window to all ranks, if each has updated its own part of it only.
+    ///
+    /// # Errors
+    /// If the exchange fails.
+    pub fn begin_gather(&mut self, window: Range<usize>) -> Result<(), CommError> {
+        if !self.sharded || window == self.plan.shared() {
+            return Ok(());
+        }
+        self.exchange.begin("parameters", ExchangeOp::AllGather, window)
+    }
+
+    /// Waits until all ranks have all parameters.
+    ///
+    /// # Errors
+    /// If the exchange fails.
+    pub fn finish_gather(&mut self) -> Result<(), CommError> {
+        if self.sharded {
+            self.exposed += self.exchange.finish()?;
+        }
+        Ok(())
+    }
+
+    /// Whether parameters come from other ranks.
+    pub fn is_sharded(&self) -> bool {
+        self.sharded
+    }
+
+    /// How long this rank stood still for others since the last call.
+    pub fn take_exposed(&mut self) -> Duration {
+        std::mem::take(&mut self.exposed)
+    }
+}
+
+/// The elements that a rank updates, counts and writes with these settings.
+pub fn division(trainer: &TrainerConfig, arena: &Arena, rank: usize, world_size: usize) -> Division {
+    let len = arena.layout().len();
+    if trainer.shards_optimizer(world_size) {
+        Division::sharded(len, &bucket_plan(trainer, arena, world_size), rank)
+    } else {
+        Division::replicated(len, rank, world_size)
+    }
+}
+
+fn bucket_plan(trainer: &TrainerConfig, arena: &Arena, world_size: usize) -> BucketPlan {
+    const ELEMENTS_PER_MIB: usize = 1 << 18;
+    let bucket = trainer.reduce_bucket_mib.saturating_mul(ELEMENTS_PER_MIB);
+    BucketPlan::new(arena.flat_grads().capacity(), bucket, world_size)
+}
+
+#[cfg(test)]
+#[path = "reducer_tests.rs"]
+mod tests;

@@ -1,0 +1,71 @@
+//! Buckets begin as soon as their gradients are final, in their order, and all of them in every step.
+
+use std::sync::{Arc, Mutex};
+
+use super::*;
+
+/// Notes what it is asked for.
+struct Notes(Arc<Mutex<Vec<(ExchangeOp, Range<usize>)>>>);
+
+impl Exchange for Notes {
+    fn begin(&mut self, _name: &'static str, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError> {
+        self.0.lock().unwrap().push((op, range));
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Duration, CommError> {
+        Ok(Duration::from_secs(1))
+    }
+}
+
+const CAPACITY: usize = 3 << 18;
+
+fn reducer(overlaps: bool, sharded: bool) -> (Reducer, impl Fn() -> Vec<(ExchangeOp, Range<usize>)>) {
+    let notes = Arc::new(Mutex::new(Vec::new()));
+    let reducer = Reducer {
+        exchange: Box::new(Notes(Arc::clone(&notes))),
+        plan: BucketPlan::new(CAPACITY, 1 << 18, 2),
+        sharded,
+        overlaps,
+        final_from: usize::MAX,
+        begun: 0,
+        failed: None,
+        exposed: Duration::ZERO,
+    };
+    (reducer, move || std::mem::take(&mut *notes.lock().unwrap()))
+}
+
+#[test]
+fn a_bucket_begins_when_all_of_it_is_final() {
+    let bucket = |index: usize| index << 18..(index + 1) << 18;
+    let (mut reducer, begun) = reducer(true, false);
+    for _step in 0..2 {
+        reducer.is_final(CAPACITY - 100..CAPACITY);
+        assert_eq!(begun(), []);
+        reducer.is_final((1 << 18) + 5..CAPACITY - 100);
+        assert_eq!(begun(), [(ExchangeOp::AllReduce, bucket(2))]);
+        reducer.is_final(0..(1 << 18) + 5);
+        assert_eq!(begun(), [(ExchangeOp::AllReduce, bucket(1)), (ExchangeOp::AllReduce, bucket(0))]);
+        reducer.finish_gradients().unwrap();
+        assert_eq!(begun(), [(ExchangeOp::AllReduce, 0..0)]);
+    }
+    assert_eq!(reducer.take_exposed(), Duration::from_secs(2));
+    assert_eq!(reducer.take_exposed(), Duration::ZERO);
+}
+
+#[test]
+fn without_overlap_or_micro_batches_all_begin_at_the_end() {
+    let (mut reducer, begun) = reducer(false, true);
+    reducer.is_final(0..CAPACITY);
+    assert_eq!(begun(), []);
+    reducer.finish_gradients().unwrap();
+    assert_eq!(begun().len(), 4);
+    reducer.finish_gradients().unwrap();
+    let again = begun();
+    assert_eq!(again.len(), 4);
+    assert!(again[..3].iter().all(|(op, _)| *op == ExchangeOp::ReduceScatter));
+    for window in reducer.windows() {
+        reducer.begin_gather(window).unwrap();
+    }
+    assert_eq!(begun().len(), 3);
+}
