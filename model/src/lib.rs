@@ -51,7 +51,7 @@ pub use error::{Error, Result};
 pub use flat::{Element, Flat};
 pub use head::expected_length;
 pub use layout::{ALIGNMENT, ParamEntry, ParamLayout};
-pub use measure::LinearMap;
+pub use measure::{LinearMap, Rows};
 pub use model::Model;
 pub use objective::LossParts;
 pub use predict::{HistoryEntry, Insertion, Prediction, Predictor, Prompt, SpecialIds};

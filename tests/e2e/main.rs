@@ -1,6 +1,7 @@
 //! End-to-end tests: the real programs, real `mpirun`, real kills. `cargo build --release --workspace --bins` first.
 
 mod bad_input;
+mod bench;
 mod checkpoints;
 mod data;
 mod devices;

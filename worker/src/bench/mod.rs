@@ -12,6 +12,7 @@ mod predict;
 mod reduce;
 mod report;
 mod step;
+mod table;
 mod texts;
 mod work;
 
@@ -22,6 +23,7 @@ use serde::Serialize;
 
 pub use self::case::{Case, quick};
 pub use self::report::{Common, Samples};
+pub use self::table::table;
 pub use self::work::Work;
 use crate::comm::{Collectives, CommError, ReduceOp};
 use crate::say;
@@ -41,6 +43,20 @@ pub enum BenchError {
     /// A reduction needs somebody to reduce with.
     #[error("bench reduce needs two ranks or more; start it with: mpirun -n 2 ilm-worker bench reduce")]
     OneRank,
+    /// A file of figures is none.
+    #[error("--table: line {number} is none that ilm-worker bench prints")]
+    Line {
+        /// From 1.
+        number: usize,
+    },
+    /// A file of figures cannot be read.
+    #[error("--table: cannot read '{path}': {reason}")]
+    Table {
+        /// As it was given.
+        path: String,
+        /// The system's.
+        reason: std::io::Error,
+    },
 }
 
 /// A thing that can be measured.

@@ -1,5 +1,7 @@
 //! The arguments of `ilm-worker bench`.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 
 use super::ConfigDirArgs;
@@ -32,6 +34,9 @@ pub struct BenchArgs {
     /// One round of the smallest cases: whether everything works.
     #[arg(long)]
     pub quick: bool,
+    /// Measure nothing: print the lines of this file as tables in Markdown, beside the figures of the Python reference.
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    pub table: Option<PathBuf>,
     /// Changes: `key.path=value`.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,

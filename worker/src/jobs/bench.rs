@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::bench::{Bench, Case, Group, quick};
+use crate::bench::{Bench, BenchError, Case, Group, quick, table};
 use crate::cli::{BenchArgs, PrecisionArg};
 use crate::comm::{Collectives, LaunchEnv, connect};
-use crate::{exit, threads};
+use crate::{exit, say, threads};
 
 /// Rounds of a quick look.
 const QUICK_REPEATS: usize = 1;
@@ -15,6 +15,12 @@ const QUICK_REPEATS: usize = 1;
 /// # Errors
 /// Mistakes of the user that show before the ranks connect. Later errors end the process and its peers here.
 pub fn bench(args: &BenchArgs) -> anyhow::Result<i32> {
+    if let Some(path) = &args.table {
+        let lines = std::fs::read_to_string(path)
+            .map_err(|reason| BenchError::Table { path: path.display().to_string(), reason })?;
+        say!("{}", table(&lines)?);
+        return Ok(exit::OK);
+    }
     let launch = LaunchEnv::detect();
     let (rank, world_size) = launch.as_ref().map_or((0, 1), |env| (env.rank, env.world_size));
     // Opened one after the other when it is measured; here, so that a mistake shows before the ranks connect.
