@@ -1,5 +1,5 @@
 //! Tokens inserted per second into a batch of 16 rows by a 256/4/4 model with the vocabulary of LM1B. Arguments: numbers of
-//! threads (default: 2), `fp32` or `bf16` for one of them only, `plain` to measure a plain implementation too, which is slow.
+//! threads (default: 2), precisions (both), and what to measure (all but `plain`, which is slow).
 //!
 //! Rows start from CLS and BOS. In the batch "lm1b" they end at lengths like those of that data set, in the batch "long" each
 //! gets 100 tokens. The plain implementation computes padded logits of the whole batch "lm1b" at every step. Positions are
@@ -120,26 +120,30 @@ fn rate(mut run: impl FnMut() -> Result<usize, Error>) -> Result<f64, Error> {
 
 fn main() -> Result<(), Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let given = |word: &str| arguments.iter().any(|argument| argument == word);
+    let pick = |all: &[&'static str], default: &[&'static str]| -> Vec<&'static str> {
+        let given: Vec<_> =
+            all.iter().copied().filter(|name| arguments.iter().any(|word| word == name)).collect();
+        if given.is_empty() { default.to_vec() } else { given }
+    };
+    let precisions = pick(&["fp32", "bf16"], &["fp32", "bf16"]);
+    let measured = pick(&["lm1b", "long", "joint", "plain"], &["lm1b", "long", "joint"]);
     let mut threads: Vec<i32> = arguments.iter().filter_map(|argument| argument.parse().ok()).collect();
     if threads.is_empty() {
         threads.push(2);
     }
-    println!("tokens/s");
-    println!("{:>7}{:>10}{:>10}{:>10}{:>10}{:>10}", "threads", "precision", "lm1b", "long", "joint", "plain");
     for threads in threads {
         tch::set_num_threads(threads);
-        for (name, other, precision) in [("fp32", "bf16", Precision::Fp32), ("bf16", "fp32", Precision::Bf16)]
-        {
-            if given(other) && !given(name) {
-                continue;
+        for &name in &precisions {
+            let model = model(if name == "fp32" { Precision::Fp32 } else { Precision::Bf16 })?;
+            for &what in &measured {
+                let rate = match what {
+                    "lm1b" => rate(|| packed(&model, experiment(), &lengths()))?,
+                    "long" => rate(|| packed(&model, experiment(), &[LONG; ROWS]))?,
+                    "joint" => rate(|| packed(&model, joint(), &lengths()))?,
+                    _ => rate(|| padded(&model))?,
+                };
+                println!("{threads} threads, {name}, {what}: {rate:.1} tokens/s");
             }
-            let model = model(precision)?;
-            let lm1b = rate(|| packed(&model, experiment(), &lengths()))?;
-            let long = rate(|| packed(&model, experiment(), &[LONG; ROWS]))?;
-            let joint = rate(|| packed(&model, joint(), &lengths()))?;
-            let plain = if given("plain") { rate(|| padded(&model))? } else { f64::NAN };
-            println!("{threads:>7}{name:>10}{lm1b:>10.1}{long:>10.1}{joint:>10.1}{plain:>10.1}");
         }
     }
     Ok(())

@@ -11,20 +11,15 @@ mod noise;
 mod ranking;
 #[cfg(test)]
 mod statistics;
-
-use std::iter;
+mod vectors;
 
 pub(crate) use draws::{Draws, Method};
 pub(crate) use noise::{Leader, Noise, better};
 use ranking::Ranking;
-
-use crate::kernels::simd::{exp, sum, widest};
+pub(crate) use vectors::{RUN, largest, sum_of_weights};
 
 /// Rows up to this length are added up as the reference does.
 const SHORT: usize = 16;
-
-/// Entries of a longer row whose weights are summed in f32.
-const RUN: usize = 512;
 
 /// One entry with probability softmax(scores): the largest of score + Gumbel noise.
 pub fn sample(scores: &[f32], uniform: impl FnMut() -> f64) -> Option<usize> {
@@ -87,18 +82,13 @@ pub fn top_p_mask(p: f64, scores: &[f32]) -> Vec<bool> {
     mask(scores.len(), &top_p(p, scores))
 }
 
-/// What [`top_p_mask`] keeps, the largest first.
+/// What [`top_p_mask`] keeps.
 fn top_p(p: f64, scores: &[f32]) -> Vec<usize> {
-    let mut ranking = Ranking::new(scores);
-    let mut order = ranking.iter().take_while(|&index| scores[index] > f32::NEG_INFINITY);
-    let Some(top) = order.next() else { return Vec::new() };
-    let scale = total_weight(scores, scores[top]).recip() as f32;
-    let mut cumulative = f64::from(scale);
-    let within = |&index: &usize| {
-        cumulative += f64::from(weight(scores[index], scores[top]) * scale);
-        cumulative as f32 <= p as f32
-    };
-    iter::once(top).chain(order.take_while(within)).collect()
+    let (mut kept, next) = lead(scores, |sum| sum as f32 <= p as f32);
+    if kept.is_empty() {
+        kept.extend(next);
+    }
+    kept
 }
 
 /// Sum of e^(score - top), what is no number left out. A short row is added up in f32 from the left, as in the reference; with
@@ -108,8 +98,7 @@ fn total_weight(scores: &[f32], top: f32) -> f64 {
         let weights = scores.iter().filter(|score| !score.is_nan()).map(|&score| weight(score, top));
         return f64::from(weights.fold(0.0, |sum, weight| sum + weight));
     }
-    let quick = |score: f32| if score.is_nan() { 0.0 } else { exp(score - top) };
-    widest(|| scores.chunks(RUN).map(|run| f64::from(sum(run.len(), |at| quick(run[at])))).sum())
+    scores.chunks(RUN).map(|run| f64::from(sum_of_weights(run, top))).sum()
 }
 
 /// e^(score - top), to the nearest.
@@ -125,20 +114,19 @@ pub fn nucleus_mask(p: f64, scores: &[f32]) -> Vec<bool> {
     mask(scores.len(), &nucleus(p, scores))
 }
 
-/// What [`nucleus_mask`] keeps, the largest first.
+/// What [`nucleus_mask`] keeps.
 fn nucleus(p: f64, scores: &[f32]) -> Vec<usize> {
-    let mut ranking = Ranking::new(scores);
-    let mut order = ranking.iter().take_while(|&index| scores[index] > f32::NEG_INFINITY).peekable();
-    let Some(&top) = order.peek() else { return Vec::new() };
-    let total = total_weight(scores, scores[top]);
-    let mut cumulative = 0.0;
     // at 1 the sum may arrive early by rounding
-    let before_crossing = |&index: &usize| {
-        let goes_on = p >= 1.0 || cumulative < p;
-        cumulative += (f64::from(scores[index]) - f64::from(scores[top])).exp() / total;
-        goes_on
-    };
-    order.take_while(before_crossing).collect()
+    let (mut kept, crossing) = lead(scores, |sum| p >= 1.0 || sum < p);
+    kept.extend(crossing);
+    kept
+}
+
+/// The most of the largest entries whose probabilities sum to what is `within`, and the next one.
+fn lead(scores: &[f32], within: impl Fn(f64) -> bool) -> (Vec<usize>, Option<usize>) {
+    let ranking = Ranking::new(scores);
+    let scale = total_weight(scores, ranking.top()).recip() as f32;
+    ranking.lead(scale, within)
 }
 
 fn mask(len: usize, kept: &[usize]) -> Vec<bool> {

@@ -11,9 +11,8 @@ use crate::gemm;
 use crate::gemm::small::{Matrix, SmallGemm, best_kind};
 use crate::head::to_floats;
 use crate::kernels::operand::{elements, with_operand};
-use crate::kernels::simd::{exp, max, sum, widest};
 use crate::parallel;
-use crate::sample::{Leader, Noise, better};
+use crate::sample::{Leader, Noise, better, largest, sum_of_weights};
 
 /// Gaps and tokens of a piece: with the states and the part of the matrix that it comes from, it fits a core's cache.
 const TILE: [usize; 2] = [512, 512];
@@ -85,7 +84,7 @@ impl Scores<'_> {
             return self.log_sums_by_torch(precise);
         }
         let parts = self.each_tile(|tile| {
-            let part = |(gap, scores)| (gap, if precise { precise_sum(scores) } else { quick_sum(scores) });
+            let part = |(gap, scores)| (gap, sum_below_top(scores, precise));
             tile.rows().map(part).collect::<Vec<_>>()
         })?;
         let mut sums = vec![(f32::NEG_INFINITY, 0.0); self.gaps()];
@@ -206,20 +205,15 @@ fn pieces(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     (0..len).step_by(size).map(move |start| start..len.min(start + size))
 }
 
-/// The largest score, and the sum of exponentials of the differences to it.
-fn quick_sum(scores: &[f32]) -> (f32, f64) {
-    widest(|| {
-        let top = max(scores);
-        let top = if top == f32::NEG_INFINITY { 0.0 } else { top };
-        (top, f64::from(sum(scores.len(), |at| exp(scores[at] - top))))
-    })
-}
-
-/// The same in f64.
-fn precise_sum(scores: &[f32]) -> (f32, f64) {
-    let top = widest(|| max(scores));
+/// The largest score (0 if all are closed), and the sum of exponentials of the differences to it.
+fn sum_below_top(scores: &[f32], precise: bool) -> (f32, f64) {
+    let top = largest(scores);
     let top = if top == f32::NEG_INFINITY { 0.0 } else { top };
-    (top, scores.iter().map(|&score| (f64::from(score) - f64::from(top)).exp()).sum())
+    if precise {
+        let weights = scores.iter().map(|&score| (f64::from(score) - f64::from(top)).exp());
+        return (top, weights.filter(|weight| !weight.is_nan()).sum());
+    }
+    (top, f64::from(sum_of_weights(scores, top)))
 }
 
 /// The sum of two of these.

@@ -45,34 +45,32 @@ impl Draws {
 
     /// An index of `scores`; none if there is nothing to choose.
     pub(crate) fn draw(&mut self, method: Method, scores: &[f32]) -> Option<usize> {
-        let first = self.taken;
-        let kept = match method {
-            Method::Plain => {
-                let mut leader = None;
-                self.noise.compete(first, scores, &mut leader);
-                self.taken += scores.len() as u64;
-                return leader.map(|leader| (leader.place - first) as usize);
-            }
-            Method::TopK(1) => return best(scores.iter().map(|&score| f64::from(score))),
+        match method {
+            Method::Plain => self.compete(scores),
+            Method::TopK(1) => best(scores.iter().map(|&score| f64::from(score))),
             Method::TopK(k) => {
                 let kept = top_k(k, scores);
-                self.taken += kept.len() as u64;
-                let noisy = (first..).zip(&kept).map(|(place, &index)| self.noisy(place, scores[index]));
-                return best(noisy).map(|place| kept[place]);
+                let ranked: Vec<f32> = kept.iter().map(|&index| scores[index]).collect();
+                self.compete(&ranked).map(|place| kept[place])
             }
-            Method::TopP(p) => top_p(p, scores),
-            Method::Nucleus(p) => nucleus(p, scores),
-        };
-        self.taken += scores.len() as u64;
-        let mut kept = kept;
-        kept.sort_unstable();
-        let noisy = kept.iter().map(|&index| self.noisy(first + index as u64, scores[index]));
-        best(noisy).map(|place| kept[place])
+            Method::TopP(p) => self.compete(&only(&top_p(p, scores), scores)),
+            Method::Nucleus(p) => self.compete(&only(&nucleus(p, scores), scores)),
+        }
     }
 
-    fn noisy(&mut self, place: u64, score: f32) -> f64 {
-        f64::from(score) + self.noise.gumbel(place)
+    fn compete(&mut self, scores: &[f32]) -> Option<usize> {
+        let (first, mut leader) = (self.taken, None);
+        self.noise.compete(first, scores, &mut leader);
+        self.taken += scores.len() as u64;
+        leader.map(|leader| (leader.place - first) as usize)
     }
+}
+
+/// The scores with minus infinity for all that are not kept.
+fn only(kept: &[usize], scores: &[f32]) -> Vec<f32> {
+    let mut only = vec![f32::NEG_INFINITY; scores.len()];
+    kept.iter().for_each(|&index| only[index] = scores[index]);
+    only
 }
 
 #[cfg(test)]

@@ -3,8 +3,7 @@
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::gumbel;
-use crate::kernels::simd::{max, widest};
+use super::{gumbel, largest};
 use crate::random::{UNIFORM_STEPS, to_uniform};
 
 /// Words that are drawn together: what the generator makes at once.
@@ -40,11 +39,6 @@ impl Noise {
         &self.words
     }
 
-    /// The Gumbel noise of number `index` of the stream.
-    pub(crate) fn gumbel(&mut self, index: u64) -> f64 {
-        gumbel(to_uniform(self.words(index / BLOCK)[(index % BLOCK) as usize]))
-    }
-
     /// Lets entries compete with the leader; that of score `i` has the place and the number `first + i`.
     ///
     /// The largest sum wins, of equals the first, in whatever order they come. Noise is bounded, and an entry that could win needs
@@ -60,7 +54,7 @@ impl Noise {
     }
 
     fn compete_in_block(&mut self, first: u64, scores: &[f32], leader: &mut Option<Leader>) {
-        let top = widest(|| max(scores));
+        let top = largest(scores);
         let least = match *leader {
             _ if top == f32::NEG_INFINITY => return,
             None => Some(0),
@@ -106,16 +100,6 @@ mod tests {
     use super::*;
     use crate::random::{Purpose, keyed_rng, uniform};
     use proptest::prelude::*;
-
-    #[test]
-    fn numbers_are_those_of_the_stream_wherever_they_are_read() {
-        let mut rng = keyed_rng(3, Purpose::Predict, 1, 2);
-        let expected: Vec<f64> = (0..300).map(|_| gumbel(uniform(&mut rng))).collect();
-        let mut noise = Noise::new(keyed_rng(3, Purpose::Predict, 1, 2));
-        for index in [299, 0, 64, 63, 65, 128, 1, 200] {
-            assert_eq!(noise.gumbel(index), expected[index as usize]);
-        }
-    }
 
     #[test]
     fn no_word_below_the_least_is_noisy_enough() {
