@@ -4,7 +4,7 @@
 #   scripts/setup.sh         libtorch for CPUs (a download of about 600 MB, 1.2 GB on disk)
 #   scripts/setup.sh --gpu   libtorch with everything CUDA needs (several GB)
 #   scripts/setup.sh --test  also what only the tests need: Slurm, shellcheck, and Python packages (an S3 server, writers of
-#                            Parquet files)
+#                            Parquet files, NCCL)
 #
 # For Debian and Ubuntu on x86_64, as root or with sudo; on other systems it works where the tools are there already.
 # What is present is left alone, so running it again is quick and needs no network. libtorch and the Python packages are
@@ -18,8 +18,8 @@ readonly WHEEL_PYTHON=3.12
 readonly OLDEST_GLIBC=2.28
 readonly OLDEST_RUST=1.95
 # What the tests of the data pipeline talk to (moto plays S3) and read the files of; their servers and writers run as
-# `.python-tests/bin/python -m MODULE`.
-readonly TEST_PACKAGES=(moto==5.2.5 pyarrow==26.0.1 duckdb==2.0.1 polars==2.1.0)
+# `.python-tests/bin/python -m MODULE`. NCCL, in the version that libtorch comes with, is tested as far as it goes without a GPU.
+readonly TEST_PACKAGES=(moto==5.2.5 pyarrow==26.0.1 duckdb==2.0.1 polars==2.1.0 nvidia-nccl-cu13==2.29.7)
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 readonly root

@@ -4,6 +4,7 @@
 //! padding is computed on outside attention. Parameters and gradients are two flat buffers ([`Arena`]) in a fixed order
 //! ([`ParamLayout`]), so that a gradient bucket, an optimizer shard and a checkpoint slice are ranges.
 
+mod activations;
 mod arena;
 mod backbone;
 mod batch;
@@ -21,6 +22,7 @@ mod kernels;
 mod layers;
 mod layout;
 mod loss;
+mod measure;
 pub mod metrics;
 mod model;
 mod native;
@@ -37,6 +39,7 @@ pub mod sample;
 mod testing;
 mod turns;
 
+pub use activations::activation_bytes_per_token;
 pub use arena::{Arena, UpdateParts};
 pub use batch::Batch;
 pub use config::{
@@ -48,6 +51,7 @@ pub use error::{Error, Result};
 pub use flat::{Element, Flat};
 pub use head::expected_length;
 pub use layout::{ALIGNMENT, ParamEntry, ParamLayout};
+pub use measure::{LinearMap, Rows};
 pub use model::Model;
 pub use objective::LossParts;
 pub use predict::{HistoryEntry, Insertion, Prediction, Predictor, Prompt, SpecialIds};

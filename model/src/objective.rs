@@ -134,7 +134,7 @@ impl Model {
     }
 
     /// Token losses of the sorted rows and their gradient by the hidden states [N, d].
-    fn tokens_backward(
+    pub(crate) fn tokens_backward(
         &self,
         targets: &Targets,
         hidden: &Tensor,

@@ -12,13 +12,23 @@ fn train(world_size: usize, run_dir: &Path) -> (Vec<f64>, BTreeMap<u64, String>)
     let mut command = ranks(world_size);
     command.args(tiny_star(run_dir)).env("RUST_LOG", "data_pipeline::drop=debug");
     command.args(["model.dropout=0.0", "data.prefetch_steps=1"]).arg(format!("trainer.max_steps={STEPS}"));
+    // mpirun mixes what ranks write, even within lines; here everybody has a file.
+    let logs = run_dir.with_extension("logs");
+    command.env("OMPI_MCA_orte_output_filename", &logs);
     let finished = run(&mut command).expect(0);
-    let samples = finished.stderr.lines().filter_map(|line| {
+    let text = if world_size == 1 { finished.stderr } else { error_files(&logs, world_size) };
+    let samples = text.lines().filter_map(|line| {
         let (_, fields) = line.split_once("position=")?;
         let (position, sample) = fields.split_once(' ')?;
         Some((position.parse().ok()?, sample.to_string()))
     });
     (figures(run_dir, "loss"), samples.collect())
+}
+
+/// What all ranks of one job have written to their files of errors.
+fn error_files(folder: &Path, world_size: usize) -> String {
+    let read = |rank| std::fs::read_to_string(folder.join(format!("1/rank.{rank}/stderr")));
+    (0..world_size).map(|rank| read(rank).expect("a file of the rank's own")).collect()
 }
 
 fn assert_alike(one: &(Vec<f64>, BTreeMap<u64, String>), other: &(Vec<f64>, BTreeMap<u64, String>)) {

@@ -1,8 +1,10 @@
 //! End-to-end tests: the real programs, real `mpirun`, real kills. `cargo build --release --workspace --bins` first.
 
 mod bad_input;
+mod bench;
 mod checkpoints;
 mod data;
+mod devices;
 mod elastic;
 mod evaluation;
 mod failure;
@@ -10,9 +12,12 @@ mod generation;
 mod golden_coverage;
 mod interface;
 mod launcher;
+mod micro_batches;
+mod plan;
 mod prepare;
 mod program;
 mod resume;
+mod sharding;
 mod slurm;
 mod stopping;
 mod text;

@@ -3,6 +3,7 @@
 //! Both folders can be pointed at other sets of the same format with `ILM_GOLDEN_DIR` and `ILM_DATA_DIR`.
 
 pub mod s3;
+pub mod stand_in;
 
 use std::path::PathBuf;
 

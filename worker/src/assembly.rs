@@ -6,6 +6,8 @@ use std::sync::Arc;
 use data_pipeline::{Collator, Dataset, KeyedDrops, Split, Task, Tokenizer};
 use ilm_model::{Model, ModelShape, Predictor, PredictorConfig, SpecialIds};
 
+use tch::Device;
+
 use crate::config::Experiment;
 
 /// What every job needs of an experiment before anything is computed.
@@ -81,12 +83,12 @@ impl Assembly {
         }
     }
 
-    /// A model with the initial values of the run's seed.
+    /// A model with the initial values of the run's seed, on a device.
     ///
     /// # Errors
     /// If the settings fit no model, or memory is short.
-    pub fn build_model(&self, config: &Experiment) -> Result<Model, ilm_model::Error> {
-        Model::new(self.model_shape(config), config.seed)
+    pub fn build_model(&self, config: &Experiment, device: Device) -> Result<Model, ilm_model::Error> {
+        Model::new_on(self.model_shape(config), config.seed, device)
     }
 
     /// The special tokens that prediction knows by role.

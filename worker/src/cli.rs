@@ -1,11 +1,15 @@
 //! The command line of `ilm-worker`.
 
+mod bench;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::bench::Group;
+pub use self::bench::{BenchArgs, BenchGroupArg, PrecisionArg};
+
+use crate::scale::ASSUMED_MEDIAN;
 
 /// Trains and evaluates insertion language models.
 #[derive(Debug, Parser)]
@@ -46,6 +50,8 @@ pub enum Command {
     Experiments(ConfigDirArgs),
     /// Prints every resolved value of an experiment with its origin.
     Config(ExperimentArgs),
+    /// Predicts time, memory and communication of a run on many GPUs, and what limits it.
+    Plan(PlanArgs),
     /// Writes the data of an experiment as Parquet files of token ids: texts tokenised, graphs generated.
     Prepare(PrepareArgs),
     /// Trains a tokenizer on the texts of data.train.
@@ -74,6 +80,30 @@ pub struct ExperimentArgs {
     /// Changes: `key.path=value`, or `model=NAME` and `data=NAME` to choose another group file.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+/// `ilm-worker plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// What would be trained.
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
+    /// Numbers of GPUs.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "8,64,512",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub gpus: Vec<u64>,
+    /// What runs it: a file of the group `hardware`, or a path that ends in .toml.
+    #[arg(long, value_name = "NAME|FILE", default_value = "h100")]
+    pub hardware: String,
+    /// Median tokens of a text, where the experiment names no data.
+    #[arg(long, value_name = "N", default_value_t = ASSUMED_MEDIAN)]
+    pub median_tokens: u32,
+    /// Tokens of the vocabulary, where the experiment names no tokenizer; GPT-2's with special tokens by default.
+    #[arg(long, value_name = "N", default_value_t = 50_263)]
+    pub vocab_size: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `ilm-worker train`.
@@ -312,73 +342,6 @@ pub enum TokenizerKindArg {
     Bpe,
     /// Lower-case word pieces as BERT's.
     Wordpiece,
-}
-
-/// `ilm-worker bench`.
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    /// What is measured.
-    #[arg(value_enum, default_value = "all")]
-    pub group: BenchGroupArg,
-    /// Measure this experiment on its own data instead of the built-in cases.
-    #[arg(long, value_name = "NAME", conflicts_with = "case")]
-    pub experiment: Option<String>,
-    /// Own group files.
-    #[command(flatten)]
-    pub config_dir: ConfigDirArgs,
-    /// Measure only this case, DATA_MODEL_EXAMPLES such as lm1b_full_64; may be given several times.
-    #[arg(long, value_name = "NAME")]
-    pub case: Vec<String>,
-    /// Type of the matrix products [default: both].
-    #[arg(long, value_enum)]
-    pub precision: Option<PrecisionArg>,
-    /// Rounds of which the median is taken.
-    #[arg(long, value_name = "N", default_value_t = 7, value_parser = at_least_one)]
-    pub repeats: usize,
-    /// No round of a case begins after so many seconds.
-    #[arg(long, value_name = "N", default_value_t = 60.0)]
-    pub seconds: f64,
-    /// One round of the smallest cases: whether everything works.
-    #[arg(long)]
-    pub quick: bool,
-    /// Changes: `key.path=value`.
-    #[arg(value_name = "KEY=VALUE")]
-    pub overrides: Vec<String>,
-}
-
-/// What `ilm-worker bench` measures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BenchGroupArg {
-    /// The training step.
-    Step,
-    /// The matrix products of a step, which bound its speed.
-    Gemm,
-    /// All of these.
-    All,
-}
-
-impl BenchGroupArg {
-    /// What it stands for.
-    pub fn groups(self) -> Vec<Group> {
-        match self {
-            Self::Step => vec![Group::Step],
-            Self::Gemm => vec![Group::Gemm],
-            Self::All => Group::ALL.to_vec(),
-        }
-    }
-}
-
-/// Type of the matrix products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum PrecisionArg {
-    /// Exact.
-    Fp32,
-    /// Rounded operands.
-    Bf16,
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "it must be a number from 1 up".to_owned())
 }
 
 /// Parses the arguments; `train` is put in where no command is named.

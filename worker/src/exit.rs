@@ -7,6 +7,7 @@ use crate::bench::BenchError;
 use crate::comm::{CommError, abort_process};
 use crate::complain;
 use crate::config::ConfigError;
+use crate::device::DeviceError;
 use crate::generate::RequestError;
 use crate::run_dir::RunDirError;
 use crate::train::{Incompatible, NonFinite, PeerFailed};
@@ -41,7 +42,8 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
         return Some(if data.is_config() { USAGE } else { DATA });
     }
     let known = [
-        (cause.is::<ConfigError>() || cause.is::<ilm_model::Error>() || cause.is::<BenchError>(), USAGE),
+        (cause.is::<ConfigError>() || cause.is::<DeviceError>(), USAGE),
+        (cause.is::<ilm_model::Error>() || cause.is::<BenchError>(), USAGE),
         (cause.is::<checkpoints::Error>() || cause.is::<RunDirError>(), CHECKPOINT),
         (cause.is::<Incompatible>() || cause.is::<PeerFailed>(), CHECKPOINT),
         (cause.is::<RequestError>(), DATA),

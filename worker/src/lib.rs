@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cli;
 pub mod comm;
 pub mod config;
+pub mod device;
 pub mod eval;
 pub mod exit;
 pub mod generate;
@@ -16,6 +17,7 @@ pub mod memory;
 pub mod optim;
 pub mod reference;
 pub mod run_dir;
+pub mod scale;
 pub mod signals;
 pub mod telemetry;
 pub mod threads;
@@ -43,6 +45,7 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
         Command::Checkpoints(command) => jobs::checkpoints(command),
         Command::Experiments(args) => jobs::experiments(args),
         Command::Config(args) => jobs::show_config(args),
+        Command::Plan(args) => jobs::plan(args),
         Command::Prepare(args) => jobs::prepare(args),
         Command::TrainTokenizer(args) => jobs::train_tokenizer(args),
         Command::Bench(args) => jobs::bench(args),

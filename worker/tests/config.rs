@@ -116,7 +116,7 @@ fn star_experiments_equal_the_published_table() {
         let e = shipped(name);
         assert_eq!((e.input_block_size, e.block_size), (Some(input_block), block), "{name}");
         assert_eq!((e.max_length(), e.predictor.max_length), (positions, None), "{name}");
-        assert_eq!((e.per_device_batch_size, e.global_batch_size), (64, 64), "{name}");
+        assert_eq!((e.per_device_batch_size, e.global_batch_size), (Some(64), 64), "{name}");
         assert_eq!((e.trainer.max_steps, e.trainer.val_check_interval), (80_000, Some(2 * (50_000 / 64))));
         assert_eq!(e.optimizer.lr, 1e-4, "{name}");
         assert_eq!((e.lr_scheduler.name, e.lr_scheduler.num_warmup_steps), (Schedule::Constant, Some(500)));
@@ -171,7 +171,7 @@ fn text_experiments_equal_the_published_table() {
     ];
     for (name, per_device, block, lr, warm_up, p, weights, validation, (save, keep)) in table {
         let e = shipped(name);
-        assert_eq!((e.per_device_batch_size, e.global_batch_size), (per_device, 512), "{name}");
+        assert_eq!((e.per_device_batch_size, e.global_batch_size), (Some(per_device), 512), "{name}");
         assert_eq!((e.input_block_size, e.block_size, e.max_length()), (None, block, block as i64), "{name}");
         assert_eq!(
             (e.trainer.max_steps, e.trainer.val_check_interval),

@@ -5,10 +5,12 @@ mod common;
 
 use common::{Golden, Packed, assert_close, load_model, manifest, shape_of};
 use data_pipeline::{BatchArrays, PackedBatch, SampleKey, StepBatch};
+use ilm_model::Flat;
 use serde_json::Value;
 use worker::comm::Solo;
 use worker::config::{Experiment, LrSchedulerConfig, Schedule};
-use worker::train::{TrainState, train_step};
+use worker::device::RankDevice;
+use worker::train::{Division, Reducer, TrainState, train_step};
 
 const MODEL: &str = "model_rotary_stopping.safetensors";
 
@@ -64,8 +66,9 @@ fn step_batch(name: &str) -> StepBatch {
 }
 
 /// Compares a flat buffer with the reference's tensors under `prefix`; says how many there were.
-fn compare(state: &TrainState, buffer: &[f32], golden: &Golden, prefix: &str) -> usize {
+fn compare(state: &TrainState, buffer: &Flat<f32>, golden: &Golden, prefix: &str) -> usize {
     let layout = state.model.arena().layout();
+    let buffer = buffer.host().expect("host memory");
     let parameters = golden.under(prefix).filter(|(name, _)| !name.contains("rotary_emb"));
     parameters
         .map(|(name, expected)| {
@@ -82,14 +85,22 @@ fn check(file: &str) {
     let model = manifest(MODEL);
     let mut shape = shape_of(model["class_name"].as_str().expect("a name"), &model["kwargs"]);
     shape.config.dropout = experiment.model.dropout;
-    let mut state = TrainState::new(load_model(shape, &Golden::open(MODEL)), &experiment);
+    let model = load_model(shape, &Golden::open(MODEL));
+    let division = Division::replicated(model.arena().layout().len(), 0, 1);
+    let mut state = TrainState::new(model, &experiment, division).expect("a state");
+    // SAFETY: dropped before the state, which only steps change.
+    let reducer = unsafe {
+        Reducer::connect(&RankDevice::processor(), &mut Solo, &experiment.trainer, state.model.arena())
+    };
+    let mut reducer = reducer.expect("a reducer");
 
     let steps = config["per_step"].as_array().expect("a list").clone();
     let mut compared = 0;
     for expected in &steps {
         let batch = step_batch(expected["batch"].as_str().expect("a name"));
         let figures =
-            train_step(&mut state, &experiment, &mut Solo, &batch, Default::default()).expect("a step");
+            train_step(&mut state, &experiment, &mut Solo, &mut reducer, &batch, Default::default())
+                .expect("a step");
         let loss = figures.global.token_ce + figures.global.stop_loss;
         let number = |key: &str| expected[key].as_f64().expect("a number");
         assert!((loss - number("loss")).abs() < 1e-5 * number("loss"), "loss {loss}");
@@ -99,7 +110,8 @@ fn check(file: &str) {
         let ema = state.ema.as_ref().expect("an average is kept");
         assert_eq!(Some(ema.num_updates), expected["ema_num_updates"].as_u64());
         let step = state.step;
-        compared += compare(&state, state.model.arena().params(), &golden, &format!("step{step}.param."));
+        compared +=
+            compare(&state, state.model.arena().flat_params(), &golden, &format!("step{step}.param."));
         compared += compare(&state, &ema.shadow, &golden, &format!("ema{step}.param."));
         compared += compare(&state, &state.adamw.exp_avg, &golden, &format!("adam{step}.exp_avg."));
         compared += compare(&state, &state.adamw.exp_avg_sq, &golden, &format!("adam{step}.exp_avg_sq."));

@@ -63,8 +63,8 @@ pub(crate) fn sum(len: usize, value: impl Fn(usize) -> f32) -> f32 {
     let whole = len - len % LANES;
     let mut at = 0;
     while at < whole {
-        for lane in 0..LANES {
-            sums[lane] += value(at + lane);
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            *sum += value(at + lane);
         }
         at += LANES;
     }
@@ -87,8 +87,8 @@ pub(crate) fn max(values: &[f32]) -> f32 {
     let mut tops = [f32::NEG_INFINITY; LANES];
     let (groups, rest) = values.as_chunks::<LANES>();
     for group in groups {
-        for lane in 0..LANES {
-            tops[lane] = if group[lane] > tops[lane] { group[lane] } else { tops[lane] };
+        for (top, &value) in tops.iter_mut().zip(group) {
+            *top = if value > *top { value } else { *top };
         }
     }
     tops.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)

@@ -67,7 +67,7 @@ impl<'a> Ranking<'a> {
         let (floor, ceiling) = (floor(self.bands), self.bands.checked_sub(1).map(floor));
         let is_rest = self.bands > DEPTHS.len();
         let belongs = |score: f32| match ceiling {
-            _ if !(score > f32::NEG_INFINITY) => is_rest,
+            _ if score.is_nan() || score == f32::NEG_INFINITY => is_rest,
             None => score >= floor,
             Some(ceiling) => score >= floor && score < ceiling,
         };

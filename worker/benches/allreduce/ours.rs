@@ -1,4 +1,4 @@
-//! How fast ranks sum their gradients: `cargo build --release -p worker --example allreduce`, then under `mpirun -n 2`.
+//! How fast ranks sum their gradients; `run.sh` beside this file builds and starts it.
 //!
 //! Alternates, in one process, between MPI's blocking all-reduce in pieces (the best that plain MPI calls reach, see
 //! `raw.c`) and the exchange of the training step. Prints the best time of each in milliseconds.

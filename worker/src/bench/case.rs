@@ -100,13 +100,14 @@ impl Case {
     /// # Errors
     /// Rows that cannot be read; more ranks than lanes.
     pub fn batches(&self, steps: usize, rank: usize, world_size: usize) -> anyhow::Result<Vec<StepBatch>> {
-        let Experiment { data, global_batch_size, seed, .. } = &self.experiment;
+        let Experiment { data, global_batch_size, seed, trainer, .. } = &self.experiment;
+        let limit = validate::micro_batch_limit(&self.experiment, trainer.max_tokens_per_micro_batch);
         let stream = TrainStream {
             dataset: Arc::clone(&self.dataset),
             collator: self.assembly.collator(&self.experiment)?,
             order: data.order(self.dataset.as_ref(), *seed)?,
             schedule: data.schedule(*global_batch_size, self.dataset.len())?,
-            plan: validate::batch_plan(&self.experiment, rank, world_size)?,
+            plan: validate::batch_plan(&self.experiment, limit, rank, world_size)?,
         };
         let options = LoaderOptions {
             threads: 1,

@@ -1,9 +1,8 @@
 //! How fast this machine multiplies the matrices of a model: the bound that the speed of a step is held against.
 
-use std::hint::black_box;
 use std::time::Instant;
 
-use ilm_model::{ModelShape, Precision};
+use ilm_model::{LinearMap, ModelShape, Precision};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
@@ -13,23 +12,26 @@ use super::work::Work;
 use super::{Bench, Samples};
 
 /// A product is repeated until it has taken so long, in seconds, that the clock sees it.
-const LEAST_TIME: f64 = 0.01;
+const LEAST_TIME: f64 = 0.005;
 
 /// The products of a step: forward, input gradient and weight gradient of every matrix of blocks and output layer.
 pub struct Products {
     products: Vec<Product>,
 }
 
-/// `left right`, into memory that is used again.
+/// A product, as the model takes it and as libtorch does into memory that is used again: what is faster counts.
 struct Product {
     name: &'static str,
     /// Rows of the batch, inputs and outputs of the linear map.
     size: [i64; 3],
-    left: Tensor,
-    right: Tensor,
-    out: Tensor,
     /// How often a step takes it.
     count: f64,
+    ways: [Way; 2],
+}
+
+/// A way to take a product.
+struct Way {
+    run: Box<dyn Fn() -> anyhow::Result<()>>,
     seconds: Samples,
 }
 
@@ -44,6 +46,8 @@ struct Line<'a> {
     median_s: f64,
     min_s: f64,
     flops_per_s: f64,
+    /// As libtorch does, where the figures above are the model's.
+    torch_flops_per_s: f64,
 }
 
 /// Measures every product of the case's model at the mean size of its micro-batches.
@@ -53,95 +57,95 @@ struct Line<'a> {
 pub fn gemm(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     let batches = bench.batches(case)?;
     let mut products = Products::new(&case.assembly.model_shape(&case.experiment), &Work::of(&batches))?;
-    products.round()?; // warms up
-    products.forget();
     bench.rounds(|_| products.round())?;
     for product in &products.products {
         let [rows, inputs, outputs] = product.size;
-        let median_s = product.seconds.median();
+        let [own, torch] = &product.ways;
         bench.print(&Line {
             common: bench.common("gemm", case),
             product: product.name,
             rows,
             inputs,
             outputs,
-            median_s,
-            min_s: product.seconds.min(),
-            flops_per_s: product.flops() / median_s,
+            median_s: own.seconds.median(),
+            min_s: own.seconds.min(),
+            flops_per_s: product.flops() / own.seconds.median(),
+            torch_flops_per_s: product.flops() / torch.seconds.median(),
         });
     }
     Ok(())
 }
 
 impl Products {
-    /// The products of micro-batches of the mean size of a pass.
+    /// The products of micro-batches of the mean size of a pass, each taken once to warm up.
     ///
     /// # Errors
     /// Memory is short.
-    pub fn new(shape: &ModelShape, work: &Work) -> Result<Self, tch::TchError> {
+    pub fn new(shape: &ModelShape, work: &Work) -> anyhow::Result<Self> {
         let (d, f) = (shape.config.d_model, shape.config.feed_forward());
         let rows = |sum: f64| ((sum / work.micro_batches.max(1.0)).round() as i64).max(1);
-        let (blocks, layers) = (rows(work.tokens), shape.config.num_layers);
+        let (blocks, layers) = (rows(work.tokens), shape.config.num_layers as f64);
         let matrices = [
-            (blocks, d, 3 * d, layers),
-            (blocks, d, d, layers),
-            (blocks, d, f, layers),
-            (blocks, f, d, layers),
-            (rows(work.scored), d, shape.num_embeddings, 1),
+            ([blocks, d, 3 * d], layers),
+            ([blocks, d, d], layers),
+            ([blocks, d, f], layers),
+            ([blocks, f, d], layers),
+            ([rows(work.scored), d, shape.num_embeddings], 1.0),
         ];
-        let kind = match shape.precision {
-            Precision::Fp32 => Kind::Float,
-            Precision::Bf16 => Kind::BFloat16,
-        };
         let mut products = Vec::new();
-        for (rows, inputs, outputs, count) in matrices {
-            products.extend(of_matrix([rows, inputs, outputs], count as f64, kind)?);
+        for (size, count) in matrices {
+            products.extend(of_matrix(size, count, shape.precision)?);
         }
+        products.iter().flat_map(|product| &product.ways).try_for_each(|way| (way.run)())?;
         Ok(Self { products })
     }
 
     /// Takes every product a few times.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// Memory is short.
     pub fn round(&mut self) -> anyhow::Result<()> {
-        self.products.iter_mut().try_for_each(Product::round)
-    }
-
-    /// Drops what has been measured.
-    pub fn forget(&mut self) {
-        for product in &mut self.products {
-            product.seconds = Samples::default();
-        }
+        self.products.iter_mut().flat_map(|product| &mut product.ways).try_for_each(Way::round)
     }
 
     /// Mean of the medians, weighted by what a step does of each.
     pub fn flops_per_s(&self) -> f64 {
         let sum = |of: fn(&Product) -> f64| -> f64 { self.products.iter().map(|p| p.count * of(p)).sum() };
-        sum(Product::flops) / sum(|product| product.seconds.median())
+        sum(Product::flops) / sum(Product::seconds)
     }
 }
 
 /// The three products of a linear map.
-fn of_matrix(size: [i64; 3], count: f64, kind: Kind) -> Result<[Product; 3], tch::TchError> {
+fn of_matrix(size: [i64; 3], count: f64, precision: Precision) -> anyhow::Result<[Product; 3]> {
     let [rows, inputs, outputs] = size;
-    let (x, weight, grad) =
-        (matrix(rows, inputs, kind)?, matrix(outputs, inputs, kind)?, matrix(rows, outputs, kind)?);
-    let product = |name, left: Tensor, right: Tensor| -> Result<Product, tch::TchError> {
-        let out = Tensor::f_zeros([left.size()[0], right.size()[1]], (kind, Device::Cpu))?;
-        Ok(Product { name, size, left, right, out, count, seconds: Samples::default() })
+    let kind = match precision {
+        Precision::Fp32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
     };
+    let ones = |rows, columns| Tensor::f_ones([rows, columns], (kind, Device::Cpu));
+    let map = || LinearMap::new(rows, inputs, outputs, precision);
+    let product = |name, own, left: Tensor, right: Tensor| -> anyhow::Result<Product> {
+        let out = ones(left.size()[0], right.size()[1])?;
+        let torch = way(move || Ok(left.f_mm_out(&out, &right).map(drop)?));
+        Ok(Product { name, size, count, ways: [own, torch] })
+    };
+    let (forward, input_grad, weight_grad) = (map()?, map()?, map()?);
+    let own = [
+        way(move || Ok(forward.forward().map(drop)?)),
+        way(move || Ok(input_grad.input_grad().map(drop)?)),
+        way(move || Ok(weight_grad.add_weight_grad()?)),
+    ];
+    let [forward, input_grad, weight_grad] = own;
+    let (x, weight, grad) = (ones(rows, inputs)?, ones(outputs, inputs)?, ones(rows, outputs)?);
     Ok([
-        product("forward", x.shallow_clone(), weight.f_tr()?)?,
-        product("input_grad", grad.shallow_clone(), weight)?,
-        product("weight_grad", grad.f_tr()?, x)?,
+        product("forward", forward, x.shallow_clone(), weight.f_tr()?)?,
+        product("input_grad", input_grad, grad.shallow_clone(), weight)?,
+        product("weight_grad", weight_grad, grad.f_tr()?, x)?,
     ])
 }
 
-/// Numbers of both signs.
-fn matrix(rows: i64, columns: i64, kind: Kind) -> Result<Tensor, tch::TchError> {
-    let numbers = Tensor::f_arange(rows * columns, (Kind::Float, Device::Cpu))?;
-    numbers.f_mul_scalar(0.37)?.f_sin_()?.f_view([rows, columns])?.f_to_kind(kind)
+fn way(run: impl Fn() -> anyhow::Result<()> + 'static) -> Way {
+    Way { run: Box::new(run), seconds: Samples::default() }
 }
 
 impl Product {
@@ -149,10 +153,18 @@ impl Product {
         2.0 * self.size.iter().map(|&size| size as f64).product::<f64>()
     }
 
+    /// Of the faster way.
+    fn seconds(&self) -> f64 {
+        let [own, torch] = &self.ways;
+        own.seconds.median().min(torch.seconds.median())
+    }
+}
+
+impl Way {
     fn round(&mut self) -> anyhow::Result<()> {
         let (start, mut times) = (Instant::now(), 0.0);
         while times == 0.0 || start.elapsed().as_secs_f64() < LEAST_TIME {
-            let _ = black_box(self.left.f_mm_out(&self.out, &self.right)?);
+            (self.run)()?;
             times += 1.0;
         }
         self.seconds.push(start.elapsed().as_secs_f64() / times);

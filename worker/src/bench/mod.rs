@@ -2,10 +2,17 @@
 //!
 //! Times are medians over rounds. What is compared is measured in turns in the same process.
 
+mod attention;
 mod case;
+mod collate;
 mod gemm;
+mod head;
+mod optimizer;
+mod predict;
+mod reduce;
 mod report;
 mod step;
+mod table;
 mod texts;
 mod work;
 
@@ -16,6 +23,8 @@ use serde::Serialize;
 
 pub use self::case::{Case, quick};
 pub use self::report::{Common, Samples};
+pub use self::table::table;
+pub use self::work::Work;
 use crate::comm::{Collectives, CommError, ReduceOp};
 use crate::say;
 
@@ -31,6 +40,23 @@ pub enum BenchError {
         /// As it was given.
         name: String,
     },
+    /// A reduction needs somebody to reduce with.
+    #[error("bench reduce needs two ranks or more; start it with: mpirun -n 2 ilm-worker bench reduce")]
+    OneRank,
+    /// A file of figures is none.
+    #[error("--table: line {number} is none that ilm-worker bench prints")]
+    Line {
+        /// From 1.
+        number: usize,
+    },
+    /// A file of figures cannot be read.
+    #[error("--table: cannot read '{path}': {reason}")]
+    Table {
+        /// As it was given.
+        path: String,
+        /// The system's.
+        reason: std::io::Error,
+    },
 }
 
 /// A thing that can be measured.
@@ -40,11 +66,30 @@ pub enum Group {
     Step,
     /// The matrix products of a step.
     Gemm,
+    /// The joint token loss.
+    Head,
+    /// Attention by length.
+    Attention,
+    /// Norm and AdamW.
+    Optimizer,
+    /// The sum of the gradient over ranks.
+    Reduce,
+    /// Drops and packing.
+    Collate,
+    /// Generation.
+    Predict,
 }
 
 impl Group {
-    /// All of them, in the order in which they are measured.
-    pub const ALL: [Self; 2] = [Self::Step, Self::Gemm];
+    /// All of them that `ranks` ranks can measure, in the order in which they are measured.
+    pub fn all(ranks: usize) -> Vec<Self> {
+        use Group::{Attention, Collate, Gemm, Head, Optimizer, Predict, Reduce, Step};
+        let mut all = vec![Step, Gemm, Head, Attention, Optimizer, Collate, Predict];
+        if ranks > 1 {
+            all.push(Reduce);
+        }
+        all
+    }
 
     /// What is measured if no case is named.
     pub fn cases(self) -> &'static [&'static str] {
@@ -61,6 +106,11 @@ impl Group {
                 "owt_small_2",
                 "owt_small_8",
             ],
+            Self::Head => &["lm1b_full_16", "owt_full_2"],
+            Self::Attention => &["owt_full_8"],
+            Self::Optimizer | Self::Reduce => &["lm1b_full_8"],
+            Self::Collate => &["star_easy_full_64", "lm1b_full_64", "owt_full_8"],
+            Self::Predict => &["lm1b_small_16"],
         }
     }
 
@@ -72,6 +122,12 @@ impl Group {
         match self {
             Self::Step => step::step(bench, case),
             Self::Gemm => gemm::gemm(bench, case),
+            Self::Head => head::head(bench, case),
+            Self::Attention => attention::attention(bench, case),
+            Self::Optimizer => optimizer::optimizer(bench, case),
+            Self::Reduce => reduce::reduce(bench, case),
+            Self::Collate => collate::collate(bench, case),
+            Self::Predict => predict::predict(bench, case),
         }
     }
 }

@@ -41,10 +41,25 @@ impl Samples {
     }
 }
 
-/// Most memory that this process has ever had, in MiB (Linux; 0 where it is not told).
+/// Most memory that this process has had, in MiB (Linux; 0 where it is not told).
 pub fn peak_rss_mib() -> f64 {
+    status_mib("VmHWM:")
+}
+
+/// Memory that this process has, in MiB (Linux; 0 where it is not told).
+pub fn current_rss_mib() -> f64 {
+    status_mib("VmRSS:")
+}
+
+/// Lets [`peak_rss_mib`] start anew from what is in use.
+pub fn forget_peak_rss() {
+    // Refused in some containers; the peak then is that since the start of the process.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+fn status_mib(field: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
     kib.unwrap_or(0.0) / 1024.0
 }
@@ -61,7 +76,12 @@ mod tests {
     }
 
     #[test]
-    fn this_process_takes_memory() {
-        assert!(peak_rss_mib() > 1.0);
+    fn memory_in_use_and_its_peak_are_told() {
+        let before = current_rss_mib();
+        let memory = std::hint::black_box(vec![1u8; 64 << 20]);
+        // The system counts in portions, so not to the last page.
+        assert!(current_rss_mib() > before + 48.0);
+        drop(memory);
+        assert!(peak_rss_mib() > before + 48.0);
     }
 }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use data_pipeline::StepBatch;
 use serde::Serialize;
+use tch::Device;
 
 use super::case::Case;
 use super::gemm::Products;
@@ -11,6 +12,7 @@ use super::report::{Common, peak_rss_mib};
 use super::work::Work;
 use super::{Bench, Samples};
 use crate::comm::{Collectives, ReduceOp};
+use crate::device::RankDevice;
 use crate::train::{RankFlags, Reducer, TrainState, division, train_step};
 
 #[derive(Serialize)]
@@ -40,12 +42,7 @@ struct Line<'a> {
 pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     let batches = bench.batches(case)?;
     let mine = Work::of(&batches);
-    let model = case.assembly.build_model(&case.experiment)?;
-    let trainer = &case.experiment.trainer;
-    let division = division(trainer, model.arena(), bench.comm.rank(), bench.comm.world_size());
-    let mut state = TrainState::new(model, &case.experiment, division)?;
-    // SAFETY: the state outlives the reducer, and a step goes by the rules that the reducer sets.
-    let mut reducer = unsafe { Reducer::connect(bench.comm, trainer, state.model.arena())? };
+    let (mut state, mut reducer) = start(bench, case)?;
     pass(&mut state, case, bench.comm, &mut reducer, &batches)?; // warms up
     let peak_rss_mib = peak_rss_mib();
     let mut products = Products::new(state.model.shape(), &mine)?;
@@ -77,6 +74,18 @@ pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
         peak_rss_mib,
     });
     Ok(())
+}
+
+/// The state before the first step, and what exchanges its buffers.
+pub(super) fn start(bench: &mut Bench, case: &Case) -> anyhow::Result<(TrainState, Reducer)> {
+    let model = case.assembly.build_model(&case.experiment, Device::Cpu)?;
+    let trainer = &case.experiment.trainer;
+    let division = division(trainer, model.arena(), bench.comm.rank(), bench.comm.world_size());
+    let state = TrainState::new(model, &case.experiment, division)?;
+    let device = RankDevice::processor();
+    // SAFETY: both end with the measurement, the reducer first, and a step goes by the rules that the reducer sets.
+    let reducer = unsafe { Reducer::connect(&device, bench.comm, trainer, state.model.arena())? };
+    Ok((state, reducer))
 }
 
 /// Seconds per step over the given steps.

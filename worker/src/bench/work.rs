@@ -21,25 +21,30 @@ pub struct Work {
 impl Work {
     /// The work of some steps.
     pub fn of(steps: &[StepBatch]) -> Self {
-        let mut work = Self::default();
-        for batch in steps.iter().flat_map(|step| &step.micro_batches) {
-            work.add(batch);
+        let batches = steps.iter().flat_map(|step| &step.micro_batches);
+        batches.map(Self::of_batch).fold(Self::default(), Self::plus)
+    }
+
+    /// The work of a micro-batch.
+    pub fn of_batch(batch: &PackedBatch) -> Self {
+        let mut work = Self { micro_batches: 1.0, ..Self::default() };
+        for row in batch.row_ptr().windows(2) {
+            let length = (row[1] - row[0]) as f64;
+            let lacks_tokens = batch.tgt_ptr()[row[0] as usize] < batch.tgt_ptr()[row[1] as usize];
+            work.examples += 1.0;
+            work.tokens += length;
+            work.pairs += length * length;
+            if lacks_tokens {
+                work.scored += length - 1.0;
+            }
         }
         work
     }
 
-    fn add(&mut self, batch: &PackedBatch) {
-        self.micro_batches += 1.0;
-        for row in batch.row_ptr().windows(2) {
-            let length = (row[1] - row[0]) as f64;
-            let lacks_tokens = batch.tgt_ptr()[row[0] as usize] < batch.tgt_ptr()[row[1] as usize];
-            self.examples += 1.0;
-            self.tokens += length;
-            self.pairs += length * length;
-            if lacks_tokens {
-                self.scored += length - 1.0;
-            }
-        }
+    fn plus(self, other: Self) -> Self {
+        let (mut sums, other) = (self.to_sums(), other.to_sums());
+        sums.iter_mut().zip(other).for_each(|(sum, value)| *sum += value);
+        Self::from_sums(sums)
     }
 
     /// Operations of forward and backward. Per token 6 for every weight of the blocks, per scored row 6 d V, and in
@@ -67,7 +72,7 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use data_pipeline::{BatchArrays, SampleKey};
-    use ilm_model::{ModelConfig, Precision};
+    use ilm_model::{ModelConfig, Precision, Recompute};
 
     use super::*;
 
@@ -98,7 +103,7 @@ mod tests {
             padding_idx: 0,
             max_length: 8,
             precision: Precision::Fp32,
-            recompute: ilm_model::Recompute::None,
+            recompute: Recompute::None,
         };
         let (blocks, attention, head) = (6 * 2 * 12 * 64 * 5, 12 * 2 * 8 * 13, 6 * 8 * 10 * 2);
         assert_eq!(work.flops(&shape), f64::from(blocks + attention + head));

@@ -106,7 +106,7 @@ impl Engine {
                     finishing = true;
                     Ok(true)
                 }
-                Err(TryRecvError::Disconnected) if idle => return,
+                Err(TryRecvError::Disconnected) if idle => return self.ring.free(),
                 Err(_) => self.progress(),
             };
             match worked {
@@ -114,6 +114,7 @@ impl Engine {
                 Ok(false) => self.pause(&mut looks),
                 Err(error) => {
                     // The other end asks when it next finishes, and all ranks end with an error then.
+                    self.buckets.iter().for_each(|bucket| self.watchdog.end(bucket.watched));
                     let _ = replies.send(Err(error));
                     return;
                 }

@@ -5,11 +5,14 @@
 
 mod agreement;
 mod buckets;
+mod cuda;
+mod dynamic;
 mod engine;
 mod exchange;
 mod launch_env;
 mod mpi;
 mod mpi_exchange;
+mod nccl;
 mod ring;
 mod solo;
 mod watchdog;
@@ -18,9 +21,13 @@ use std::ops::Range;
 use std::time::Duration;
 
 pub use self::buckets::BucketPlan;
+pub use self::cuda::{CudaRuntime, Gpu};
+pub use self::dynamic::GpuError;
+pub(crate) use self::dynamic::reason;
 pub use self::exchange::{Alone, Exchange, ExchangeOp, FlatMemory};
 pub use self::launch_env::LaunchEnv;
 pub use self::mpi::{Mpi, abort_on_panic, abort_process};
+pub use self::nccl::{Communicator, NcclExchange, NcclLibrary, UniqueId};
 pub use self::solo::Solo;
 
 /// How values of several ranks become one.
@@ -113,6 +120,36 @@ pub enum CommError {
         /// MPI's own text.
         message: String,
     },
+    /// NCCL or a GPU failed in a collective.
+    #[error("NCCL failed in collective '{name}' (number {sequence}): {message}")]
+    Nccl {
+        /// Name of the collective.
+        name: &'static str,
+        /// Its number since the start.
+        sequence: u64,
+        /// NCCL's or CUDA's own text.
+        message: String,
+    },
+    /// A collective between GPUs did not end in time.
+    #[error(
+        "rank {rank} has waited more than {allowed} s in collective '{name}' (number {sequence}, {bytes} bytes) for another \
+         rank's GPU; trainer.collective_timeout_secs allows no more"
+    )]
+    Late {
+        /// This rank.
+        rank: usize,
+        /// Name of the collective.
+        name: &'static str,
+        /// Its number since the start.
+        sequence: u64,
+        /// Its size.
+        bytes: usize,
+        /// Seconds.
+        allowed: u64,
+    },
+    /// A GPU or its libraries cannot be used.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// The ranks did not call the same operation.
     #[error(
         "rank {rank} is at collective '{name}' (number {sequence}, {bytes} bytes), but another rank is elsewhere: \

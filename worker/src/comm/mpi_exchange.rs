@@ -80,6 +80,10 @@ impl Exchange for MpiExchange {
         self.order(Order::Finish)?;
         let reply = self.replies.recv().map_err(|_| CommError::Closed)?;
         self.hurry.store(false, Ordering::Relaxed);
+        if reply.is_err() {
+            // The thread ends; nothing can be begun any more.
+            self.orders = None;
+        }
         reply.map(|()| started.elapsed())
     }
 }

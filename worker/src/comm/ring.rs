@@ -20,6 +20,14 @@ pub(super) struct Ring {
     pub(super) world_size: usize,
 }
 
+impl Ring {
+    /// Gives the communicator back, after everything on it is complete.
+    pub(super) fn free(mut self) {
+        // SAFETY: a communicator of ours that nobody uses any more. A failure would only mean that it is kept.
+        unsafe { ffi::MPI_Comm_free(&raw mut self.comm) };
+    }
+}
+
 /// Where a piece lies: chunk `r` has `len` elements from `first + r * stride` on, as far as they are below `first + limit`.
 #[derive(Clone, Copy)]
 pub(super) struct Piece {

@@ -11,6 +11,7 @@ use super::library::{self, File, Library};
 use super::schema::{Schema, join, leaves, to_json};
 use super::tree::Experiment;
 use super::{overrides, show};
+use crate::scale::Hardware;
 
 /// The sections whose values can be chosen as a file: `configs/GROUP/NAME.toml`.
 pub(super) const GROUPS: [&str; 2] = ["model", "data"];
@@ -63,6 +64,20 @@ pub fn load(
 pub fn load_run(config: &Path, overrides: &[String]) -> Result<Resolved, ConfigError> {
     let file = split_defaults(library::read_file(config)?)?;
     compose(&Library::open(None)?, vec![file], overrides)
+}
+
+/// The description of hardware of that name (`hardware/NAME.toml`), or in a file if `name` ends in `.toml`.
+///
+/// # Errors
+///
+/// Names that do not exist, files that cannot be read or describe no hardware.
+pub fn load_hardware(name: &str, config_dir: Option<&Path>) -> Result<Hardware, ConfigError> {
+    let File { origin, table } = if name.ends_with(".toml") {
+        library::read_file(Path::new(name))?
+    } else {
+        Library::open(config_dir)?.read("hardware", name)?
+    };
+    Hardware::from_table(table, &origin)
 }
 
 /// The name and the description of every experiment, by name.

@@ -72,6 +72,14 @@ pub enum ConfigError {
         /// What is wrong.
         reason: String,
     },
+    /// A description of hardware that describes none.
+    #[error("{origin} describes no hardware: {reason}; see configs/hardware/h100.toml")]
+    Hardware {
+        /// The file.
+        origin: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// Experiments that are each other's base.
     #[error(
         "experiments build on each other in a circle: {chain}; remove one 'experiment' from their [defaults]"

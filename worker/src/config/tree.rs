@@ -13,8 +13,8 @@ pub struct Experiment {
     pub description: String,
     /// Seed of the initial values, the sample order, the drops, dropout and sampling.
     pub seed: u64,
-    /// Examples of one forward and backward pass of a rank.
-    pub per_device_batch_size: usize,
+    /// Most examples of one forward and backward pass of a rank; none leaves it to `trainer.max_tokens_per_micro_batch`.
+    pub per_device_batch_size: Option<usize>,
     /// Examples of one optimizer step over all ranks.
     pub global_batch_size: usize,
     /// Most tokens of the part that tokens are dropped from, special tokens included.
@@ -44,7 +44,7 @@ impl Default for Experiment {
         Self {
             description: String::new(),
             seed: 1,
-            per_device_batch_size: 64,
+            per_device_batch_size: Some(64),
             global_batch_size: 64,
             block_size: 128,
             input_block_size: None,
@@ -64,6 +64,12 @@ impl Experiment {
     /// Tokens of the longest row: prompt block plus block.
     pub fn row_length(&self) -> usize {
         self.input_block_size.unwrap_or(0).saturating_add(self.block_size)
+    }
+
+    /// Rows of a batch of an evaluation or of generation, whose results do not depend on it.
+    pub fn evaluation_rows(&self) -> usize {
+        const UNLESS_TOLD: usize = 64;
+        self.per_device_batch_size.unwrap_or(UNLESS_TOLD)
     }
 
     /// Tokens that the model has positions for: `model.max_length`, else the longest row.
@@ -131,6 +137,18 @@ pub enum Schedule {
     Cosine,
 }
 
+/// Where ranks compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceChoice {
+    /// On GPUs if every rank finds one, on processors if none does.
+    Auto,
+    /// On processors.
+    Cpu,
+    /// On GPUs, one for each rank.
+    Cuda,
+}
+
 /// Section `trainer`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -142,6 +160,8 @@ pub struct TrainerConfig {
     /// What is kept of a forward pass for its backward pass: everything, or the inputs of the blocks, which then take a third more
     /// time and a fraction of the memory.
     pub recompute: Recompute,
+    /// Where ranks compute.
+    pub device: DeviceChoice,
     /// Largest 2-norm of the gradient over all parameters.
     pub gradient_clip_val: f64,
     /// Largest decay of the running average of the parameters; none keeps no average.
@@ -150,6 +170,9 @@ pub struct TrainerConfig {
     pub log_every_n_steps: u64,
     /// Optimizer steps between two validations; none never validates.
     pub val_check_interval: Option<u64>,
+    /// Most visible tokens of one forward and backward pass of a rank; none takes what memory allows, and in a resumed run
+    /// what it had before. A longer row is a pass of its own.
+    pub max_tokens_per_micro_batch: Option<usize>,
     /// Threads of a rank's tensor operations; none leaves it to libtorch.
     pub threads: Option<usize>,
     /// Seconds that a rank waits for the others before it gives up.
@@ -174,11 +197,13 @@ impl Default for TrainerConfig {
         Self {
             max_steps: 1_000_000,
             precision: Precision::Fp32,
+            device: DeviceChoice::Auto,
             recompute: Recompute::None,
             gradient_clip_val: 1.0,
             ema_decay: Some(0.9999),
             log_every_n_steps: 50,
             val_check_interval: None,
+            max_tokens_per_micro_batch: None,
             threads: None,
             collective_timeout_secs: 600,
             overlap_reduction: true,

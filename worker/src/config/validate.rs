@@ -17,7 +17,7 @@ use crate::eval::Report;
 /// The first setting that is out of range, contradicts another or is missing.
 pub fn training(experiment: &Experiment, world_size: usize) -> Result<Vec<String>, ConfigError> {
     let mut warnings = settings(experiment)?;
-    section(batch_plan(experiment, 0, world_size))?;
+    section(batch_plan(experiment, micro_batch_limit(experiment, None), 0, world_size))?;
     inputs(experiment)?;
     section(experiment.data.validate())?;
     if !experiment.global_batch_size.is_multiple_of(world_size) {
@@ -50,7 +50,7 @@ pub fn training(experiment: &Experiment, world_size: usize) -> Result<Vec<String
 ///
 /// The first setting that is out of range or contradicts another.
 pub fn settings(experiment: &Experiment) -> Result<Vec<String>, ConfigError> {
-    at_least("per_device_batch_size", experiment.per_device_batch_size, 1)?;
+    optional(experiment.per_device_batch_size, |rows| at_least("per_device_batch_size", rows, 1))?;
     at_least("global_batch_size", experiment.global_batch_size, 1)?;
     at_least("block_size", experiment.block_size, 2)?;
     optional(experiment.input_block_size, |size| at_least("input_block_size", size, 2))?;
@@ -83,17 +83,22 @@ fn inputs(experiment: &Experiment) -> Result<(), ConfigError> {
     Err(ConfigError::Missing { keys: format!("{} {verb}", missing.join(" and ")), arguments })
 }
 
-/// What one rank of `world_size` takes of every global batch.
+/// How large a micro-batch may be when it may have that many visible tokens.
+pub fn micro_batch_limit(experiment: &Experiment, visible_tokens: Option<usize>) -> MicroBatchLimit {
+    MicroBatchLimit { rows: experiment.per_device_batch_size.unwrap_or(usize::MAX), visible_tokens }
+}
+
+/// What one rank of `world_size` takes of every global batch, in micro-batches within `limit`.
 ///
 /// # Errors
 ///
 /// More ranks than lanes.
 pub fn batch_plan(
     experiment: &Experiment,
+    limit: MicroBatchLimit,
     rank: usize,
     world_size: usize,
 ) -> Result<BatchPlan, data_pipeline::Error> {
-    let limit = MicroBatchLimit { rows: experiment.per_device_batch_size, visible_tokens: None };
     BatchPlan::new(limit, rank, world_size, experiment.data.canonical_lanes)
 }
 
@@ -125,6 +130,9 @@ fn trainer(trainer: &TrainerConfig) -> Result<(), ConfigError> {
     optional(trainer.ema_decay, |decay| within("trainer.ema_decay", decay, 0.0..=1.0))?;
     at_least("trainer.log_every_n_steps", trainer.log_every_n_steps, 1)?;
     optional(trainer.val_check_interval, |steps| at_least("trainer.val_check_interval", steps, 1))?;
+    optional(trainer.max_tokens_per_micro_batch, |tokens| {
+        at_least("trainer.max_tokens_per_micro_batch", tokens, 1)
+    })?;
     optional(trainer.threads, |threads| at_least("trainer.threads", threads, 1))?;
     at_least("trainer.collective_timeout_secs", trainer.collective_timeout_secs, 1)?;
     at_least("trainer.reduce_bucket_mib", trainer.reduce_bucket_mib, 1)

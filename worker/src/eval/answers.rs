@@ -20,7 +20,7 @@ pub(super) fn compare(
     let pad = context.assembly.special_ids().pad;
     let predictor = context.assembly.predictor(config)?;
     let plan =
-        EvalPlan::new(context.dataset.len(), config.per_device_batch_size, comm.rank(), comm.world_size())?;
+        EvalPlan::new(context.dataset.len(), config.evaluation_rows(), comm.rank(), comm.world_size())?;
     let collator = context.assembly.collator(config)?;
     let data = &config.data;
     let dataset = context.dataset.clone();

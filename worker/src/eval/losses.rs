@@ -15,7 +15,7 @@ pub(super) fn mean_losses(
 ) -> anyhow::Result<Losses> {
     let config = context.config;
     let dataset = &context.dataset;
-    let plan = EvalPlan::new(dataset.len(), config.per_device_batch_size, comm.rank(), comm.world_size())?;
+    let plan = EvalPlan::new(dataset.len(), config.evaluation_rows(), comm.rank(), comm.world_size())?;
     let collator = context.assembly.collator(config)?;
     let data = &config.data;
     let loader = EvalLoader::packed(dataset.clone(), collator, plan, data.threads, data.prefetch_steps)?;

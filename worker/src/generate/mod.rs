@@ -29,7 +29,7 @@ pub fn generate(
     let predictor = assembly.predictor(config)?;
     let started = Instant::now();
     let mut mine = Vec::new();
-    let batches = requests.chunks(config.per_device_batch_size);
+    let batches = requests.chunks(config.evaluation_rows());
     for batch in batches.skip(comm.rank()).step_by(comm.world_size()) {
         let prompts: Vec<_> = batch.iter().map(|request| request.prompt.clone()).collect();
         let predictions = predictor.predict(model, &prompts, config.seed)?;

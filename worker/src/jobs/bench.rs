@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::bench::{Bench, Case, Group, quick};
+use crate::bench::{Bench, BenchError, Case, Group, quick, table};
 use crate::cli::{BenchArgs, PrecisionArg};
 use crate::comm::{Collectives, LaunchEnv, connect};
-use crate::{exit, threads};
+use crate::{exit, say, threads};
 
 /// Rounds of a quick look.
 const QUICK_REPEATS: usize = 1;
@@ -15,10 +15,16 @@ const QUICK_REPEATS: usize = 1;
 /// # Errors
 /// Mistakes of the user that show before the ranks connect. Later errors end the process and its peers here.
 pub fn bench(args: &BenchArgs) -> anyhow::Result<i32> {
+    if let Some(path) = &args.table {
+        let lines = std::fs::read_to_string(path)
+            .map_err(|reason| BenchError::Table { path: path.display().to_string(), reason })?;
+        say!("{}", table(&lines)?);
+        return Ok(exit::OK);
+    }
     let launch = LaunchEnv::detect();
     let (rank, world_size) = launch.as_ref().map_or((0, 1), |env| (env.rank, env.world_size));
     // Opened one after the other when it is measured; here, so that a mistake shows before the ranks connect.
-    let plan = plan(args)?;
+    let plan = plan(args, world_size)?;
     let first = plan.first().map(|(_, source)| source.open(args)).transpose()?;
     let Some(experiment) = first.map(|case| case.experiment) else { return Ok(exit::OK) };
     let timeout = Duration::from_secs(experiment.trainer.collective_timeout_secs);
@@ -63,7 +69,7 @@ impl Source {
 }
 
 /// Everything that is to be measured, in order.
-fn plan(args: &BenchArgs) -> anyhow::Result<Vec<(Group, Source)>> {
+fn plan(args: &BenchArgs, ranks: usize) -> anyhow::Result<Vec<(Group, Source)>> {
     let precisions: &[&str] = match args.precision {
         Some(PrecisionArg::Fp32) => &["fp32"],
         Some(PrecisionArg::Bf16) => &["bf16"],
@@ -72,7 +78,7 @@ fn plan(args: &BenchArgs) -> anyhow::Result<Vec<(Group, Source)>> {
         None => &["bf16", "fp32"],
     };
     let mut plan = Vec::new();
-    for group in args.group.groups() {
+    for group in args.group.groups(ranks) {
         for case in cases(args, group)? {
             let source = |&precision| (group, Source { case: case.clone(), precision });
             plan.extend(precisions.iter().map(source));

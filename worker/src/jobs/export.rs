@@ -32,7 +32,10 @@ fn run(args: &ExportArgs, offline: &Offline<'_>, comm: &mut dyn Collectives) -> 
         BuffersArg::EveryLayer => RotaryBuffers::EveryLayer,
     };
     let config = ReferenceConfig::of(&architecture);
-    let file = write_weights(&args.to, &layout, loaded.model.arena().params(), &config, buffers)?;
+    let params = loaded.model.arena().flat_params();
+    let mut held = vec![0.0; params.len()];
+    params.read(0..held.len(), &mut held)?;
+    let file = write_weights(&args.to, &layout, &held, &config, buffers)?;
     say!("step {}, {} of a {}", loaded.step, offline.weights(), architecture.class.name());
     say!("written to {}", file.display());
     Ok(exit::OK)

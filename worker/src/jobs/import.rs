@@ -4,6 +4,7 @@ use anyhow::bail;
 use checkpoints::Store;
 use checkpoints::weights::{Architecture, ReferenceConfig, WeightsFile};
 use ilm_model::{Model, ModelClass};
+use tch::Device;
 
 use crate::assembly::Assembly;
 use crate::cli::ImportArgs;
@@ -28,7 +29,7 @@ pub fn import(args: &ImportArgs) -> anyhow::Result<i32> {
     check_tokenizer(&assembly, &architecture)?;
     config::validate::settings(config)?;
 
-    let mut model = assembly.build_model(config)?;
+    let mut model = assembly.build_model(config, Device::Cpu)?;
     if let Some(dim) = architecture.rotary_emb_dim {
         file.check_frequencies(dim)?;
     }
@@ -98,6 +99,7 @@ fn write(run_dir: RunDir, resolved: &Resolved, model: Model, assembly: &Assembly
         config_hash: resolved.hash(),
         dataset_fingerprint: RunFacts::NO_DATA_YET.to_owned(),
         order: Default::default(),
+        micro_batch_tokens: None,
     };
     let division = division(&config.trainer, model.arena(), 0, 1);
     let state = TrainState::new(model, config, division)?;

@@ -11,6 +11,7 @@ use crate::assembly::Assembly;
 use crate::cli::CheckpointArgs;
 use crate::comm::{Collectives, CommError, LaunchEnv, connect};
 use crate::config::{self, Experiment};
+use crate::device::RankDevice;
 use crate::run_dir::RunDir;
 use crate::train::{check_model, checkpoint_layout, find_checkpoint, has_average, load_weights};
 use crate::{telemetry, threads};
@@ -54,7 +55,8 @@ impl<'a> Offline<'a> {
     /// Builds the model and reads the weights that the arguments ask for.
     pub(super) fn load(&self, comm: &mut dyn Collectives) -> anyhow::Result<Loaded> {
         threads::set_threads(threads::threads_per_rank(comm, self.config.trainer.threads)?);
-        let mut model = self.assembly.build_model(&self.config)?;
+        let device = RankDevice::select(comm, self.config.trainer.device)?;
+        let mut model = self.assembly.build_model(&self.config, device.device())?;
         let checkpoint = self.checkpoint(comm)?;
         let vocabulary = self.assembly.tokenizer.vocab_size() as u64;
         check_model(&checkpoint, &checkpoint_layout(&model), vocabulary)?;

@@ -47,7 +47,7 @@ fn first_step_moves_by_the_learning_rate_and_decays_only_where_told() {
     let mut buffers = Buffers::new(4, 4);
     buffers.params.write(0..4, &[1.0; 4]).unwrap();
     buffers.grads.write(0..4, &[2.0, -2.0, 2.0, -2.0]).unwrap();
-    let mut adamw = AdamW::new(Parts::whole(4), [0..2], Device::Cpu).unwrap();
+    let mut adamw = AdamW::new(Parts::whole(4), Some(0..2), Device::Cpu).unwrap();
     let Buffers { params, grads, rounded, average } = &mut buffers;
     let flat = UpdateParts { params, grads, rounded: Some(rounded) };
     adamw.step(&config(), UPDATE, 0..4, flat, Some(average)).unwrap();

@@ -1,6 +1,7 @@
 //! Training: the state of a run, one step of it, and its checkpoints.
 
 mod division;
+mod micro_batch;
 mod reducer;
 mod resume;
 mod save;
@@ -10,10 +11,13 @@ mod state;
 mod step;
 
 pub use self::division::Division;
+pub use self::micro_batch::{Source, TokenLimit, recorded_tokens};
 pub use self::reducer::{Reducer, division};
 pub use self::resume::{Incompatible, check_model, check_run, find_checkpoint};
 pub use self::save::{PeerFailed, RunFacts, save};
 pub use self::saver::{Saved, Saver};
 pub use self::sections::StateSection;
 pub use self::state::{TrainState, checkpoint_layout, has_average, load_weights};
-pub use self::step::{GlobalFigures, NonFinite, RankFlags, StepFigures, batch_view, train_step};
+pub use self::step::{
+    GlobalFigures, NonFinite, RankFlags, StepFigures, batch_view, train_step, update_parameters,
+};

@@ -8,6 +8,7 @@ use ilm_model::Arena;
 use super::Division;
 use crate::comm::{BucketPlan, Collectives, CommError, Exchange, ExchangeOp, FlatMemory};
 use crate::config::TrainerConfig;
+use crate::device::RankDevice;
 
 /// Exchanges gradients and parameters of one arena.
 pub struct Reducer {
@@ -32,16 +33,19 @@ impl Reducer {
     /// If the transport fails.
     ///
     /// # Safety
-    /// The arena outlives the reducer. Nobody touches gradients between [`is_final`](Self::is_final) and
+    /// The arena is on `device` and outlives the reducer. Nobody touches gradients between [`is_final`](Self::is_final) and
     /// [`finish_gradients`](Self::finish_gradients), nor parameters of other windows than the next between
     /// [`begin_gather`](Self::begin_gather) and [`finish_gather`](Self::finish_gather).
     pub unsafe fn connect(
+        device: &RankDevice,
         comm: &mut dyn Collectives,
         trainer: &TrainerConfig,
         arena: &Arena,
-    ) -> Result<Self, CommError> {
-        // SAFETY: the caller's promise.
-        let exchange = unsafe { comm.exchange(FlatMemory::of(arena.flat_params(), arena.flat_grads()))? };
+    ) -> anyhow::Result<Self> {
+        let memory = FlatMemory::of(arena.flat_params(), arena.flat_grads());
+        let timeout = Duration::from_secs(trainer.collective_timeout_secs);
+        // SAFETY: the caller's promise; the arena is on the device.
+        let exchange = unsafe { device.exchange(comm, memory, timeout)? };
         Ok(Self::new(exchange, trainer, arena, comm.world_size()))
     }
 

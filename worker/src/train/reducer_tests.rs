@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 
+type Asked = Vec<(ExchangeOp, Range<usize>)>;
+
 /// Notes what it is asked for.
-struct Notes(Arc<Mutex<Vec<(ExchangeOp, Range<usize>)>>>);
+struct Notes(Arc<Mutex<Asked>>);
 
 impl Exchange for Notes {
     fn begin(&mut self, _name: &'static str, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError> {
@@ -20,8 +22,8 @@ impl Exchange for Notes {
 
 const CAPACITY: usize = 3 << 18;
 
-fn reducer(overlaps: bool, sharded: bool) -> (Reducer, impl Fn() -> Vec<(ExchangeOp, Range<usize>)>) {
-    let notes = Arc::new(Mutex::new(Vec::new()));
+fn reducer(overlaps: bool, sharded: bool) -> (Reducer, impl Fn() -> Asked) {
+    let notes = Arc::new(Mutex::new(Asked::new()));
     let reducer = Reducer {
         exchange: Box::new(Notes(Arc::clone(&notes))),
         plan: BucketPlan::new(CAPACITY, 1 << 18, 2),

@@ -23,13 +23,19 @@ pub struct RunFacts {
     pub dataset_fingerprint: String,
     /// Settings that decide, with seed and data, which row a data position is.
     pub order: BTreeMap<String, u64>,
+    /// Most visible tokens of a micro-batch, which a resumed run must keep to draw the same dropout; none before any.
+    pub micro_batch_tokens: Option<u64>,
 }
 
 impl RunFacts {
     /// Fingerprint of weights that no data of ours was seen by: any data may follow.
     pub const NO_DATA_YET: &str = "";
 
+    /// The name under which a checkpoint records [`micro_batch_tokens`](Self::micro_batch_tokens).
+    pub const MICRO_BATCH_TOKENS: &str = "trainer.max_tokens_per_micro_batch";
+
     pub(super) fn with_progress(&self, state: &TrainState, world_size: usize) -> RunState {
+        let tokens = self.micro_batch_tokens.map(|tokens| (Self::MICRO_BATCH_TOKENS.to_owned(), tokens));
         RunState {
             step: state.step,
             position: state.position,
@@ -39,7 +45,7 @@ impl RunFacts {
             config_hash: self.config_hash.clone(),
             dataset_fingerprint: self.dataset_fingerprint.clone(),
             world_size: world_size as u64,
-            counters: self.order.clone(),
+            counters: self.order.clone().into_iter().chain(tokens).collect(),
         }
     }
 }

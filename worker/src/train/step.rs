@@ -126,7 +126,7 @@ pub fn train_step(
         let clip = clip_factor(grad_norm, config.trainer.gradient_clip_val);
         let average_weight = state.ema.as_mut().map_or(0.0, Ema::next_weight);
         let update = Update { lr, step: state.step + 1, grad_scale: clip * per_example, average_weight };
-        apply(state, config, reducer, update)?;
+        update_parameters(state, config, reducer, update)?;
     }
     state.step += 1;
     state.position = batch.next_position;
@@ -169,7 +169,10 @@ fn accumulate(
 }
 
 /// Updates what this rank updates, window by window, and exchanges it while the next window is updated.
-fn apply(
+///
+/// # Errors
+/// If the transport or the device fails.
+pub fn update_parameters(
     state: &mut TrainState,
     config: &Experiment,
     reducer: &mut Reducer,

@@ -7,22 +7,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use checkpoints::{Checkpoint, Store};
-use data_pipeline::{BatchPlan, DataConfig, Dataset, DatasetManifest, Split};
+use data_pipeline::{DataConfig, Dataset, DatasetManifest, Split};
 use ilm_model::Precision;
 
 use crate::assembly::Assembly;
 use crate::cli::TrainArgs;
 use crate::comm::{Collectives, LaunchEnv, assert_equal, connect};
 use crate::config::{self, Experiment, Resolved};
+use crate::device::RankDevice;
 use crate::run_dir::{RunDir, replace_file};
 use crate::say;
 use crate::signals::StopRequest;
 use crate::telemetry::{self, Banner};
 use crate::train::{
-    Incompatible, Reducer, RunFacts, Saver, TrainState, check_model, check_run, checkpoint_layout, division,
-    find_checkpoint,
+    Incompatible, Reducer, RunFacts, Saver, TokenLimit, TrainState, check_model, check_run,
+    checkpoint_layout, division, find_checkpoint, recorded_tokens,
 };
-use crate::{exit, threads};
+use crate::{exit, memory, threads};
 use steps::Steps;
 
 /// Runs the job; the result is the exit code.
@@ -45,7 +46,6 @@ pub fn train(args: &TrainArgs) -> anyhow::Result<i32> {
             telemetry::warn(&warning);
         }
     }
-    let plan = config::validate::batch_plan(experiment, rank, world_size)?;
     let assembly = Assembly::open(experiment)?;
     let run_dir =
         args.run_dir.clone().unwrap_or_else(|| format!("runs/{}", args.experiment.experiment).into());
@@ -62,7 +62,7 @@ pub fn train(args: &TrainArgs) -> anyhow::Result<i32> {
 
     let timeout = Duration::from_secs(experiment.trainer.collective_timeout_secs);
     let mut comm = connect(launch.as_ref(), timeout)?;
-    let run = Run { args, resolved: &resolved, assembly, dataset, validation, plan, run_dir, stop };
+    let run = Run { args, resolved: &resolved, assembly, dataset, validation, run_dir, stop };
     run.start(&mut *comm).or_else(|error| exit::fail(&error, rank, world_size))
 }
 
@@ -83,7 +83,6 @@ struct Run<'a> {
     assembly: Assembly,
     dataset: Arc<dyn Dataset>,
     validation: Option<Arc<dyn Dataset>>,
-    plan: BatchPlan,
     run_dir: RunDir,
     stop: StopRequest,
 }
@@ -96,31 +95,44 @@ impl Run<'_> {
     fn start(&self, comm: &mut dyn Collectives) -> anyhow::Result<i32> {
         let threads = threads::threads_per_rank(comm, self.config().trainer.threads)?;
         threads::set_threads(threads);
-        let model = self.assembly.build_model(self.config())?;
-        let division = division(&self.config().trainer, model.arena(), comm.rank(), comm.world_size());
+        let available = memory::available_per_rank(comm)?;
+        let device = RankDevice::select(comm, self.config().trainer.device)?;
+        let model = self.assembly.build_model(self.config(), device.device())?;
+        let (rank, world_size) = (comm.rank(), comm.world_size());
+        let division = division(&self.config().trainer, model.arena(), rank, world_size);
         let mut state = TrainState::new(model, self.config(), division)?;
+        let limit = |state: &TrainState, recorded| {
+            TokenLimit::new(self.config(), &state.model, world_size, available, recorded)
+        };
         if self.args.dry_run {
             if comm.rank() == 0 {
-                say!("{}", self.banner(&state, comm.world_size(), threads));
+                let banner = self.banner(&state, limit(&state, None), world_size, threads);
+                say!("{}", banner.line("device", device.describe()));
             }
             return Ok(exit::OK);
         }
 
         let store = self.open_run_dir(comm)?;
-        let facts = self.facts();
-        self.resume(&store, comm, &facts, &mut state)?;
+        let mut facts = self.facts();
+        let recorded = self.resume(&store, comm, &facts, &mut state)?;
+        let limit = limit(&state, recorded);
+        facts.micro_batch_tokens = Some(limit.tokens as u64);
         state.broadcast_parameters(comm)?;
         assert_equal(comm, "parameters", state.parameter_checksum()?)?;
         if comm.rank() == 0 {
             replace_file(&self.run_dir.config(), &self.resolved.render())?;
             replace_file(&self.run_dir.dataset(), &serde_json::to_string_pretty(&self.dataset.manifest())?)?;
-            say!("{}", self.banner(&state, comm.world_size(), threads));
+            let banner = self.banner(&state, limit, world_size, threads);
+            say!("{}", banner.line("device", device.describe()));
+            limit.warning().iter().for_each(|warning| telemetry::warn(warning));
         }
+        let tokens = config::validate::micro_batch_limit(self.config(), Some(limit.tokens));
+        let plan = config::validate::batch_plan(self.config(), tokens, comm.rank(), world_size)?;
         let saver = Saver::new(store, facts, comm, self.config(), &state)?;
         // SAFETY: the state outlives the steps, and a step goes by the rules that the reducer sets.
-        let reducer = unsafe { Reducer::connect(comm, &self.config().trainer, state.model.arena())? };
-        let (rank, world_size) = (comm.rank(), comm.world_size());
-        let mut steps = Steps { run: self, comm, reducer, saver, stall: Duration::ZERO };
+        let reducer =
+            unsafe { Reducer::connect(&device, comm, &self.config().trainer, state.model.arena())? };
+        let mut steps = Steps { run: self, plan, comm, reducer, saver, stall: Duration::ZERO };
         // A rank that fails ends its peers here, while the exchange may still have something under way.
         steps.run(&mut state).or_else(|error| exit::fail(&error, rank, world_size))
     }
@@ -158,18 +170,20 @@ impl Run<'_> {
             config_hash: self.resolved.hash(),
             dataset_fingerprint: self.dataset.fingerprint().to_string(),
             order: order_settings(&self.config().data),
+            micro_batch_tokens: None,
         }
     }
 
+    /// Goes on from the newest checkpoint, if there is one; the result is its limit of tokens, if it recorded one.
     fn resume(
         &self,
         store: &Store,
         comm: &mut dyn Collectives,
         facts: &RunFacts,
         state: &mut TrainState,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Option<u64>> {
         let Some(checkpoint) = find_checkpoint(store, comm, None, &mut telemetry::warn)? else {
-            return Ok(());
+            return Ok(None);
         };
         check_model(&checkpoint, &checkpoint_layout(&state.model), facts.num_embeddings)?;
         self.check_run(&checkpoint, facts, comm.rank())?;
@@ -178,7 +192,7 @@ impl Run<'_> {
             say!("resuming from {}", checkpoint.dir().display());
             self.changed_settings().iter().for_each(|change| say!("changed since: {change}"));
         }
-        Ok(())
+        Ok(recorded_tokens(&checkpoint))
     }
 
     /// Refuses other data than the checkpoint's, and says what is different, unless that is allowed.
@@ -210,7 +224,7 @@ impl Run<'_> {
             .collect()
     }
 
-    fn banner(&self, state: &TrainState, world_size: usize, threads: usize) -> Banner {
+    fn banner(&self, state: &TrainState, limit: TokenLimit, world_size: usize, threads: usize) -> Banner {
         let config = self.config();
         let model = &config.model;
         let parameters = state.model.arena().layout().parameters();
@@ -249,8 +263,11 @@ impl Run<'_> {
             .line(
                 "batch",
                 format!(
-                    "{} over {world_size} ranks, at most {} a micro-batch",
-                    config.global_batch_size, config.per_device_batch_size
+                    "{} over {world_size} ranks, in micro-batches of at most {}{} visible tokens ({})",
+                    config.global_batch_size,
+                    config.per_device_batch_size.map_or(String::new(), |rows| format!("{rows} rows and ")),
+                    limit.tokens,
+                    limit.source.reason()
                 ),
             )
             .line("steps", format!("{} of {} done", state.step, config.trainer.max_steps))

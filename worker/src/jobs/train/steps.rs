@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use data_pipeline::{
-    BatchPool, DescribeOptions, LoaderOptions, PlainMemory, Schedule, StepBatch, TrainLoader, TrainStream,
-    describe_batch,
+    BatchPlan, BatchPool, DescribeOptions, LoaderOptions, PlainMemory, Schedule, StepBatch, TrainLoader,
+    TrainStream, describe_batch,
 };
 
 use super::Run;
@@ -20,6 +20,7 @@ use crate::train::{NonFinite, RankFlags, Reducer, Saver, StepFigures, TrainState
 /// The steps of one start of a run.
 pub(super) struct Steps<'a, 'b> {
     pub(super) run: &'a Run<'a>,
+    pub(super) plan: BatchPlan,
     pub(super) comm: &'b mut dyn Collectives,
     pub(super) reducer: Reducer,
     pub(super) saver: Saver,
@@ -92,7 +93,7 @@ impl Steps<'_, '_> {
             collator: run.assembly.collator(run.config())?,
             order: data.order(run.dataset.as_ref(), run.config().seed)?,
             schedule,
-            plan: run.plan,
+            plan: self.plan,
         };
         let options = LoaderOptions {
             threads: data.threads,
@@ -109,7 +110,10 @@ impl Steps<'_, '_> {
         let config = self.run.config();
         let rows = config.global_batch_size.div_ceil(self.comm.world_size());
         let steps = config.data.prefetch_steps.saturating_add(config.data.threads).saturating_add(1);
-        rows.div_ceil(config.per_device_batch_size).saturating_mul(steps)
+        let limit = self.plan.limit();
+        let tokens = limit.visible_tokens.unwrap_or(usize::MAX);
+        let by_tokens = rows.saturating_mul(config.row_length()).div_ceil(tokens).min(rows);
+        rows.div_ceil(limit.rows).max(by_tokens).saturating_mul(steps)
     }
 
     /// Shows the first micro-batch as a person would want to see it.

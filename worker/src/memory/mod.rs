@@ -1,4 +1,8 @@
-//! How the process gets memory from the operating system.
+//! Memory of the process: how it is got from the operating system, and how much of it a rank may use.
+
+mod available;
+
+pub use available::available_per_rank;
 
 /// Keeps freed memory in the process instead of giving it back after every tensor.
 ///

@@ -1,0 +1,217 @@
+//! Exchanging the flat buffers between GPUs by NCCL, on a stream of its own beside the one that libtorch computes on.
+//!
+//! NCCL does not compare what ranks call; ranks that went different ways meet the deadline here, or an MPI collective that does
+//! compare.
+
+mod library;
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use self::library::{Communicator, NcclLibrary, UniqueId};
+use super::cuda::{COMPUTE, CudaRuntime, Event, Stream};
+use super::dynamic::GpuError;
+use super::watchdog::Watchdog;
+use super::{Collectives, CommError, Exchange, ExchangeOp, FlatMemory, abort_process, assert_equal};
+use crate::{complain, exit};
+
+/// Between two looks at the GPU: short beside a step, long beside a look.
+const POLL: Duration = Duration::from_micros(50);
+
+/// All GPUs of the run, one for each rank.
+pub struct NcclExchange {
+    rank: usize,
+    world_size: usize,
+    memory: FlatMemory,
+    cuda: Arc<CudaRuntime>,
+    communicator: Communicator,
+    stream: Stream,
+    /// Behind what has been computed at a `begin`.
+    ready: Event,
+    /// Behind what has been computed at a `finish`.
+    computed: Event,
+    pending: VecDeque<Pending>,
+    /// Events to be used again.
+    spare: Vec<Event>,
+    sequence: u64,
+    timeout: Duration,
+    /// For the calls that may block: connecting, queueing, disconnecting.
+    watchdog: Watchdog,
+}
+
+/// A collective on its way.
+struct Pending {
+    name: &'static str,
+    sequence: u64,
+    bytes: usize,
+    done: Event,
+}
+
+impl NcclExchange {
+    /// Connects the GPUs that the ranks have chosen with [`CudaRuntime::set_device`]; all ranks call it together.
+    ///
+    /// # Safety
+    /// `memory` is on this thread's GPU and outlives the exchange, and the promises of [`Exchange`] are kept.
+    ///
+    /// # Errors
+    /// The ranks have different versions of NCCL, or it cannot connect their GPUs.
+    pub unsafe fn connect(
+        comm: &mut dyn Collectives,
+        cuda: &Arc<CudaRuntime>,
+        nccl: &Arc<NcclLibrary>,
+        memory: FlatMemory,
+        timeout: Duration,
+    ) -> Result<Self, CommError> {
+        let (rank, world_size) = (comm.rank(), comm.world_size());
+        let watchdog = Watchdog::start(rank, timeout, |message| {
+            complain!("error: {message}");
+            abort_process(exit::COMMUNICATION);
+        })
+        .map_err(|_| CommError::Start)?;
+        assert_equal(comm, "versions of NCCL", u64::from(nccl.version()?))?;
+        let id = share_id(comm, nccl)?;
+        let call = watchdog.begin("connection of GPUs", 0, 0);
+        let communicator = Communicator::connect(nccl, id, rank, world_size);
+        watchdog.end(call);
+        Ok(Self {
+            rank,
+            world_size,
+            memory,
+            communicator: communicator?,
+            stream: Stream::new(cuda)?,
+            ready: Event::new(cuda)?,
+            computed: Event::new(cuda)?,
+            cuda: Arc::clone(cuda),
+            pending: VecDeque::new(),
+            spare: Vec::new(),
+            sequence: 0,
+            timeout,
+            watchdog,
+        })
+    }
+
+    /// Queues an operation on a range inside the buffers behind all that has been computed so far, and a mark behind it.
+    fn queue(&mut self, op: ExchangeOp, range: Range<usize>) -> Result<Event, GpuError> {
+        let part = range.len() / self.world_size;
+        let done = self.spare.pop().map_or_else(|| Event::new(&self.cuda), Ok)?;
+        let stream = self.stream.raw();
+        self.ready.record(COMPUTE)?;
+        self.ready.hold(stream)?;
+        let buffer = if op == ExchangeOp::AllGather { self.memory.params } else { self.memory.grads };
+        let data = buffer.wrapping_add(range.start);
+        let mine = data.wrapping_add(self.rank * part);
+        // SAFETY: the range is inside the buffer, `mine` is this rank's equal part of it, and whoever connected has promised that
+        // the buffer lives and is left alone.
+        unsafe {
+            match op {
+                ExchangeOp::AllReduce => self.communicator.all_reduce(data, range.len(), stream),
+                ExchangeOp::ReduceScatter => self.communicator.reduce_scatter(data, mine, part, stream),
+                ExchangeOp::AllGather => self.communicator.all_gather(mine, data, part, stream),
+            }
+        }?;
+        done.record(stream)?;
+        Ok(done)
+    }
+
+    /// Sleeps until the GPU has reached the oldest mark, or nothing has moved for too long.
+    fn wait_for(&self, oldest: &Pending, since: Instant) -> Result<(), CommError> {
+        let Pending { name, sequence, bytes, .. } = *oldest;
+        let failed = |error: GpuError| CommError::Nccl { name, sequence, message: error.to_string() };
+        while !oldest.done.is_reached().map_err(failed)? {
+            self.communicator.health().map_err(failed)?;
+            if since.elapsed() > self.timeout {
+                let (rank, allowed) = (self.rank, self.timeout.as_secs());
+                return Err(CommError::Late { rank, name, sequence, bytes, allowed });
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Waits for everything that was queued; the mark behind the last operation.
+    fn drain(&mut self) -> Result<Option<Event>, CommError> {
+        let mut last = None;
+        while let Some(oldest) = self.pending.front() {
+            self.wait_for(oldest, Instant::now())?;
+            let done = self.pending.pop_front().map(|oldest| oldest.done);
+            self.spare.extend(std::mem::replace(&mut last, done));
+        }
+        Ok(last)
+    }
+
+    /// How long the compute stream has nothing to do but wait for the last operation.
+    fn exposed(&self, last: &Event) -> Result<Duration, GpuError> {
+        if self.computed.is_reached()? { last.since(&self.computed) } else { Ok(Duration::ZERO) }
+    }
+}
+
+impl Exchange for NcclExchange {
+    fn begin(&mut self, name: &'static str, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError> {
+        let divides = op == ExchangeOp::AllReduce || range.len().is_multiple_of(self.world_size);
+        if range.start > range.end || range.end > self.memory.capacity || !divides {
+            return Err(CommError::Range { name, range, capacity: self.memory.capacity });
+        }
+        if range.is_empty() {
+            return Ok(());
+        }
+        let (sequence, bytes) = (self.sequence, range.len() * size_of::<f32>());
+        self.sequence += 1;
+        let call = self.watchdog.begin(name, sequence, bytes);
+        let queued = self.queue(op, range);
+        self.watchdog.end(call);
+        match queued {
+            Ok(done) => {
+                self.pending.push_back(Pending { name, sequence, bytes, done });
+                Ok(())
+            }
+            Err(error) => {
+                self.communicator.abort();
+                Err(CommError::Nccl { name, sequence, message: error.to_string() })
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Result<Duration, CommError> {
+        let Some(newest) = self.pending.back() else { return Ok(Duration::ZERO) };
+        self.computed.record(COMPUTE)?;
+        newest.done.hold(COMPUTE)?;
+        match self.drain() {
+            Ok(Some(last)) => {
+                let exposed = self.exposed(&last)?;
+                self.spare.push(last);
+                Ok(exposed)
+            }
+            Ok(None) => Ok(Duration::ZERO),
+            Err(error) => {
+                self.communicator.abort();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for NcclExchange {
+    fn drop(&mut self) {
+        if !self.pending.is_empty() {
+            // Somebody gave up in the middle, and the others may never answer.
+            self.communicator.abort();
+        }
+        // Ranks of one machine disconnect together.
+        self.watchdog.begin("disconnection of GPUs", self.sequence, 0);
+    }
+}
+
+/// Rank 0's new id, on all ranks.
+fn share_id(comm: &mut dyn Collectives, nccl: &NcclLibrary) -> Result<UniqueId, CommError> {
+    let mine = if comm.rank() == 0 { Some(nccl.unique_id()) } else { None };
+    let bytes = match &mine {
+        Some(Ok(id)) => id.as_bytes(),
+        _ => &[],
+    };
+    let all = comm.all_gather("NCCL id", bytes)?;
+    let nothing = || GpuError::Call { call: "ncclGetUniqueId", message: "rank 0 has none".to_owned() };
+    let theirs = || UniqueId::from_bytes(all.first()?);
+    Ok(mine.unwrap_or_else(|| theirs().ok_or_else(nothing))?)
+}

@@ -1,0 +1,110 @@
+//! What a step computes: operations and memory traffic as functions of the model's shape and the rows.
+
+use ilm_model::{ModelShape, Precision, Recompute};
+use serde::Serialize;
+
+use super::rows::RowMoments;
+use crate::bench::Work as Counted;
+
+/// Bytes per feature that the kernels between the products of a block read and write, forward and backward: two norms with
+/// their additions, rotation, activation, and the reading of what the forward pass kept.
+const BLOCK_BYTES: f64 = 168.0;
+
+/// Bytes per logit that the loss reads and writes beside the products: written, read for the sums, read and written as
+/// gradient, read rounded by two products.
+const LOGIT_BYTES: f64 = 18.0;
+
+/// Bytes per parameter that the optimizer reads and writes: gradient, parameter, moments, average.
+const OPTIMIZER_BYTES: f64 = 36.0;
+
+/// Bytes per parameter that rounding reads and writes.
+const ROUNDING_BYTES: f64 = 6.0;
+
+/// Kernels of a block, forward and backward, and of all that is outside the blocks.
+const BLOCK_KERNELS: f64 = 30.0;
+const OTHER_KERNELS: f64 = 60.0;
+
+/// What some rows cost.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Work {
+    /// Operations of matrix products: a multiplication and an addition are two.
+    pub gemm_flops: f64,
+    /// Operations of attention.
+    pub attention_flops: f64,
+    /// Those of the operations that a step without recomputation has, which model FLOPs utilisation counts.
+    pub useful_flops: f64,
+    /// Bytes that go through memory outside of products and attention.
+    pub traffic: f64,
+}
+
+impl Work {
+    /// Of rows with `tokens` visible tokens in all, distributed as `rows`.
+    pub fn new(shape: &ModelShape, rows: &RowMoments, tokens: f64) -> Self {
+        let pairs = tokens * rows.visible_squared / rows.visible;
+        let blocks = Counted { tokens, ..Counted::default() }.flops(shape);
+        let attention = Counted { pairs, ..Counted::default() }.flops(shape);
+        let head = Counted { scored: tokens, ..Counted::default() }.flops(shape);
+        // A forward pass is a third of forward and backward.
+        let again = match shape.recompute {
+            Recompute::None => 1.0,
+            Recompute::Blocks => 4.0 / 3.0,
+        };
+        let features = (shape.config.d_model * shape.config.num_layers) as f64;
+        Self {
+            gemm_flops: again * blocks + head,
+            attention_flops: again * attention,
+            useful_flops: blocks + head + attention,
+            traffic: tokens * (again * BLOCK_BYTES * features + LOGIT_BYTES * shape.num_embeddings as f64),
+        }
+    }
+}
+
+/// Bytes that a rank moves to update `updated` parameters and, in bf16, to round all.
+pub fn optimizer_traffic(shape: &ModelShape, updated: f64, all: f64) -> f64 {
+    let rounded = match shape.precision {
+        Precision::Fp32 => 0.0,
+        Precision::Bf16 => all,
+    };
+    OPTIMIZER_BYTES * updated + ROUNDING_BYTES * rounded
+}
+
+/// Kernels of one micro-batch.
+pub fn kernels(shape: &ModelShape) -> f64 {
+    BLOCK_KERNELS * shape.config.num_layers as f64 + OTHER_KERNELS
+}
+
+#[cfg(test)]
+mod tests {
+    use ilm_model::ModelConfig;
+
+    use super::*;
+
+    #[test]
+    fn work_equals_a_count_by_hand() {
+        let config = ModelConfig { d_model: 10, num_layers: 2, ..ModelConfig::default() };
+        let mut shape = ModelShape {
+            config,
+            num_embeddings: 100,
+            padding_idx: 0,
+            max_length: 9,
+            precision: Precision::Fp32,
+            recompute: Recompute::None,
+        };
+        // Five rows of 4 tokens.
+        let rows = RowMoments { source: 8.0, visible: 4.0, visible_squared: 16.0, longest: 8.0 };
+        let work = Work::new(&shape, &rows, 20.0);
+        let block = 4.0 * 100.0 + 2.0 * 400.0;
+        assert_eq!(work.gemm_flops, 6.0 * 20.0 * (2.0 * block + 1000.0));
+        assert_eq!(work.attention_flops, 12.0 * 10.0 * 2.0 * 5.0 * 16.0);
+        assert_eq!(work.useful_flops, work.gemm_flops + work.attention_flops);
+        assert_eq!(work.traffic, 20.0 * (168.0 * 10.0 * 2.0 + 18.0 * 100.0));
+
+        shape.recompute = Recompute::Blocks;
+        let again = Work::new(&shape, &rows, 20.0);
+        assert!((again.gemm_flops - work.gemm_flops - 2.0 * 20.0 * 2.0 * block).abs() < 1e-6);
+        assert_eq!(again.useful_flops, work.useful_flops);
+        assert_eq!(optimizer_traffic(&shape, 10.0, 40.0), 360.0);
+        shape.precision = Precision::Bf16;
+        assert_eq!(optimizer_traffic(&shape, 10.0, 40.0), 600.0);
+    }
+}

@@ -1,0 +1,137 @@
+//! The exchange of buckets between real ranks.
+
+use ilm_model::Flat;
+use tch::Device;
+use worker::comm::{BucketPlan, Collectives, CommError, Exchange, ExchangeOp, FlatMemory, ReduceOp};
+
+use crate::on_ranks;
+
+/// Parameters and gradients of one rank, and the exchange that is dropped before them.
+struct Buffers {
+    exchange: Box<dyn Exchange>,
+    params: Flat<f32>,
+    grads: Flat<f32>,
+}
+
+impl Buffers {
+    fn new(comm: &mut dyn Collectives, len: usize) -> Self {
+        let flat = || Flat::<f32>::zeros(len, Device::Cpu).expect("memory");
+        let (mut params, mut grads) = (flat(), flat());
+        let rank = comm.rank();
+        let fill = |flat: &mut Flat<f32>, seed: usize| {
+            let values = flat.host_mut().expect("host memory").iter_mut().enumerate();
+            values.for_each(|(i, value)| *value = Self::value(i, rank, seed));
+        };
+        fill(&mut params, 7);
+        fill(&mut grads, 3);
+        // SAFETY: fields are dropped in their order, and these tests touch nothing between `begin` and `finish`.
+        let exchange = unsafe { comm.exchange(FlatMemory::of(&params, &grads)) }.expect("an exchange");
+        Self { exchange, params, grads }
+    }
+
+    /// Whole numbers, so that sums are exact in any order.
+    fn value(i: usize, rank: usize, seed: usize) -> f32 {
+        ((i * seed + 31 * rank) % 1000) as f32
+    }
+
+    fn run(&mut self, op: ExchangeOp, plan: &BucketPlan) {
+        for bucket in plan.buckets() {
+            self.exchange.begin("bucket", op, bucket.clone()).expect("a bucket that begins");
+        }
+        self.exchange.finish().expect("buckets that end");
+    }
+}
+
+/// Does not divide by three ranks, and its pieces differ in length.
+const LEN: usize = 41 << 14;
+
+#[test]
+fn buckets_are_summed_scattered_and_gathered_in_place() {
+    on_ranks("exchange::buckets_are_summed_scattered_and_gathered_in_place", &[2, 3, 4], |comm| {
+        let (rank, world_size) = (comm.rank(), comm.world_size());
+        let sum = |i: usize| (0..world_size).map(|rank| Buffers::value(i, rank, 3)).sum::<f32>();
+        for bucket in [5000, 200_000, usize::MAX >> 8] {
+            let plan = BucketPlan::new(LEN, bucket, world_size);
+
+            let mut all = Buffers::new(comm, LEN);
+            all.run(ExchangeOp::AllReduce, &plan);
+            all.exchange.begin("rest", ExchangeOp::AllReduce, plan.shared()).expect("the rest begins");
+            all.exchange.finish().expect("the rest ends");
+            let found = all.grads.host().expect("host memory");
+            assert!((0..LEN).all(|i| found[i] == sum(i)), "all-reduce of buckets of {bucket}");
+
+            let mut parts = Buffers::new(comm, LEN);
+            parts.run(ExchangeOp::ReduceScatter, &plan);
+            let found = parts.grads.host().expect("host memory");
+            assert!(plan.parts(rank).flatten().all(|i| found[i] == sum(i)), "reduce-scatter of {bucket}");
+
+            parts.run(ExchangeOp::AllGather, &plan);
+            let found = parts.params.host().expect("host memory");
+            for owner in 0..world_size {
+                let expected = |i| found[i] == Buffers::value(i, owner, 7);
+                assert!(plan.parts(owner).flatten().all(expected), "all-gather of {bucket} from {owner}");
+            }
+            let untouched = |i| found[i] == Buffers::value(i, rank, 7);
+            assert!(plan.shared().all(untouched), "what is in no bucket is nobody's business");
+        }
+    });
+}
+
+#[test]
+fn collectives_go_on_beside_an_exchange() {
+    on_ranks("exchange::collectives_go_on_beside_an_exchange", &[3], |comm| {
+        let plan = BucketPlan::new(LEN, 100_000, comm.world_size());
+        let mut buffers = Buffers::new(comm, LEN);
+        for round in 0..5 {
+            for bucket in plan.buckets() {
+                buffers
+                    .exchange
+                    .begin("bucket", ExchangeOp::ReduceScatter, bucket.clone())
+                    .expect("it begins");
+                let mut ones = [1.0, f64::from(round)];
+                comm.all_reduce("beside", ReduceOp::Sum, ones[..].as_mut().into()).expect("a sum");
+                assert_eq!(ones, [3.0, 3.0 * f64::from(round)]);
+            }
+            buffers.exchange.finish().expect("buckets that end");
+        }
+        buffers.exchange.finish().expect("nothing was begun");
+    });
+}
+
+#[test]
+fn a_rank_that_begins_another_bucket_is_noticed_by_all() {
+    on_ranks("exchange::a_rank_that_begins_another_bucket_is_noticed_by_all", &[2, 3], |comm| {
+        let last = comm.rank() + 1 == comm.world_size();
+        let grain = 16 * comm.world_size();
+        for (op, range) in [
+            (ExchangeOp::AllReduce, 0..grain),
+            (ExchangeOp::ReduceScatter, grain..3 * grain),
+            (ExchangeOp::ReduceScatter, 0..2 * grain),
+        ] {
+            let mut buffers = Buffers::new(comm, LEN);
+            buffers
+                .exchange
+                .begin("bucket", ExchangeOp::ReduceScatter, 4 * grain..6 * grain)
+                .expect("it begins");
+            buffers.exchange.finish().expect("all agree so far");
+            let (op, range) = if last { (op, range) } else { (ExchangeOp::ReduceScatter, 0..grain) };
+            buffers.exchange.begin("bucket", op, range).expect("it begins");
+            let error = buffers.exchange.finish().expect_err("ranks that went different ways");
+            assert!(matches!(error, CommError::Disagreement { name: "bucket", sequence: 1, .. }), "{error}");
+            let after = buffers.exchange.begin("bucket", ExchangeOp::AllReduce, 0..grain);
+            assert!(matches!(after, Err(CommError::Closed)));
+        }
+    });
+}
+
+#[test]
+fn ranges_that_cannot_be_exchanged_are_refused() {
+    on_ranks("exchange::ranges_that_cannot_be_exchanged_are_refused", &[2], |comm| {
+        let mut buffers = Buffers::new(comm, LEN);
+        for range in [0..LEN + 32, LEN..LEN + 32, 0..17] {
+            let refused = buffers.exchange.begin("bucket", ExchangeOp::AllGather, range);
+            assert!(matches!(refused, Err(CommError::Range { .. })));
+        }
+        buffers.exchange.finish().expect("nothing was begun");
+    });
+}

@@ -1,0 +1,33 @@
+//! What several ranks do together: each test starts itself again under mpirun.
+
+mod exchange;
+mod state;
+
+use std::process::Command;
+use std::time::Duration;
+
+use worker::comm::{Collectives, LaunchEnv, connect};
+
+/// Runs `body` on every rank if this is one; otherwise starts `ranks` of them on the test of that name.
+fn on_ranks(test: &str, ranks: &[usize], body: impl Fn(&mut dyn Collectives)) {
+    let env = LaunchEnv::detect();
+    if env.is_some() {
+        return body(&mut *connect(env.as_ref(), Duration::from_secs(60)).expect("ranks that connect"));
+    }
+    for ranks in ranks {
+        let program = std::env::current_exe().expect("the test knows its own path");
+        let output = Command::new("mpirun")
+            .args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()])
+            .arg(program)
+            .args(["--exact", test, "--test-threads=1", "--nocapture"])
+            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+            .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
+            .env("OMPI_MCA_oob_tcp_if_include", "lo")
+            .env("OMPI_MCA_btl_tcp_if_include", "lo")
+            .output()
+            .expect("mpirun starts");
+        let told = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{ranks} ranks\n{}\n{}", told(&output.stdout), told(&output.stderr));
+    }
+}
