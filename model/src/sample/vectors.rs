@@ -8,12 +8,18 @@ use super::ranking::score_of;
 use crate::kernels::simd::{LANES, max};
 
 /// Entries of a long row whose weights are summed in f32.
-pub(crate) const RUN: usize = 512;
+pub(super) const RUN: usize = 512;
 
 /// The largest score; minus infinity of none, what is no number is passed over.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn largest(scores: &[f32]) -> f32 {
     max(scores)
+}
+
+/// The largest word.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+pub(super) fn most(words: &[u32]) -> u32 {
+    words.iter().copied().fold(0, u32::max)
 }
 
 /// Sum of e^(score - top) in f32 over scores up to `top`; what is no number is passed over.
@@ -23,8 +29,8 @@ pub(crate) fn sum_of_weights(scores: &[f32], top: f32) -> f32 {
     let mut sums = [0.0; LANES];
     let (groups, rest) = scores.as_chunks::<LANES>();
     for group in groups {
-        for lane in 0..LANES {
-            sums[lane] += power_of_two(group[lane].mul_add(LOG2_E, -base));
+        for (sum, &score) in sums.iter_mut().zip(group) {
+            *sum += power_of_two(score.mul_add(LOG2_E, -base));
         }
     }
     for (sum, &score) in sums.iter_mut().zip(rest) {
@@ -42,8 +48,8 @@ pub(super) fn sum_of_key_weights(keys: &[u64], top: f32) -> f64 {
         let mut sums = [0.0; LANES];
         let (groups, rest) = run.as_chunks::<LANES>();
         for group in groups {
-            for lane in 0..LANES {
-                sums[lane] += power_of_two(score_of(group[lane]).mul_add(LOG2_E, -base));
+            for (sum, &key) in sums.iter_mut().zip(group) {
+                *sum += power_of_two(score_of(key).mul_add(LOG2_E, -base));
             }
         }
         for (sum, &key) in sums.iter_mut().zip(rest) {
@@ -80,8 +86,8 @@ mod tests {
 
     #[test]
     fn powers_are_close_to_exact() {
-        for step in 0..=125_000 {
-            let x = step as f32 * -1e-3;
+        for step in 0..=128_000 {
+            let x = step as f32 / -1024.0;
             let (found, expected) = (f64::from(power_of_two(x)), f64::from(x).exp2());
             assert!((found - expected).abs() <= 3e-7 * expected, "{x}: {found} {expected}");
         }
