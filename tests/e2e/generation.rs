@@ -5,7 +5,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::program::{checkpoint_bits, checkpoint_path, ranks, run, tiny_star, worker};
+use crate::program::{
+    Signal, checkpoint_bits, checkpoint_path, kill, ranks, run, start, tiny_star, wait, wait_until, worker,
+};
 
 fn train(run_dir: &Path, extra: &[&str]) {
     let mut command = ranks(1);
@@ -41,6 +43,41 @@ fn the_same_seed_gives_the_same_texts_on_any_ranks_and_in_any_batches() {
     assert_eq!(generate(1, folder.path(), &other_batches), one);
     let other_seed = [&sampled[..], &["seed=2"]].concat();
     assert_ne!(texts(&generate(1, folder.path(), &other_seed)), texts(&one));
+}
+
+/// Far more texts are asked for than there is time for; then as many as the stopped one has surely begun.
+#[test]
+fn a_signal_stops_between_steps_and_finished_texts_are_not_made_again() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    train(folder.path(), &[]);
+    let settings = ["per_device_batch_size=3", "predictor.stopping_threshold=1.0"];
+    let few = [&["--num", "20"][..], &settings].concat();
+    let expected = generate(1, folder.path(), &few);
+    for (world_size, signal) in [(1, Signal::SIGTERM), (2, Signal::SIGUSR1)] {
+        let mut command = ranks(world_size);
+        command.arg("generate").arg("--run-dir").arg(folder.path());
+        command.arg("--output").arg(folder.path().join("generated.jsonl"));
+        command.args(["--num", "300000"]).args(settings);
+        let child = start(&mut command);
+        let part = folder.path().join("generated.jsonl.part-0");
+        wait_until("finished texts", || {
+            fs::read_to_string(&part).is_ok_and(|text| text.lines().count() >= 3)
+        });
+        kill(signal, child.id());
+        let stopped = wait(child).expect(75);
+        assert!(stopped.stdout.contains("of 300000 texts; start again"), "{}", stopped.stdout);
+
+        let mut command = ranks(1);
+        command.arg("generate").arg("--run-dir").arg(folder.path());
+        let again =
+            run(command.arg("--output").arg(folder.path().join("generated.jsonl")).args(&few)).expect(0);
+        assert!(again.stdout.contains("texts are there from before"), "{}", again.stdout);
+        let text = fs::read_to_string(folder.path().join("generated.jsonl")).expect("the texts are written");
+        let records: Vec<Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(records, expected);
+        assert!(!part.exists());
+    }
 }
 
 #[test]

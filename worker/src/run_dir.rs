@@ -14,7 +14,8 @@ pub struct RunDirError {
 }
 
 impl RunDirError {
-    fn new(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    /// What `action` on `path` gives for an error of the operating system.
+    pub(crate) fn new(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self { action, path, source }
     }
@@ -132,7 +133,7 @@ pub fn replace_file(path: &Path, content: &str) -> Result<(), RunDirError> {
     written.map_err(RunDirError::new("write", path))
 }
 
-/// A file of JSON lines that each have a `step`, open for appending.
+/// A file of JSON lines, open for appending.
 #[derive(Debug)]
 pub struct JsonLines {
     file: fs::File,
@@ -140,7 +141,7 @@ pub struct JsonLines {
 }
 
 impl JsonLines {
-    /// Opens the file and removes the lines of steps after `resume_step`, which will be run again.
+    /// Opens a file whose lines each have a `step`, and removes those of steps after `resume_step`, which will be run again.
     ///
     /// # Errors
     /// If the disk refuses.
@@ -155,6 +156,14 @@ impl JsonLines {
         if kept != old {
             replace_file(&path, &kept)?;
         }
+        Self::append_to(path)
+    }
+
+    /// Opens the file to append to it as it is.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn append_to(path: PathBuf) -> Result<Self, RunDirError> {
         let file = fs::OpenOptions::new().create(true).append(true).open(&path);
         Ok(Self { file: file.map_err(RunDirError::new("open", &path))?, path })
     }

@@ -82,6 +82,20 @@ impl Predictor {
     /// # Errors
     /// A malformed prompt, or memory is short.
     pub fn predict(&self, model: &Model, prompts: &[Prompt], seed: u64) -> Result<Vec<Prediction>> {
+        Ok(self.predict_unless(&|| false, model, prompts, seed)?.unwrap_or_default())
+    }
+
+    /// The same; none if `stop`, which is asked before every step, ends it.
+    ///
+    /// # Errors
+    /// As [`predict`](Self::predict).
+    pub fn predict_unless(
+        &self,
+        stop: &dyn Fn() -> bool,
+        model: &Model,
+        prompts: &[Prompt],
+        seed: u64,
+    ) -> Result<Option<Vec<Prediction>>> {
         let mut rows: Vec<Row> = prompts.iter().map(|prompt| self.start(prompt)).collect::<Result<_>>()?;
         for step in 1..=self.config.max_steps as u64 {
             let forced = step == 1 && self.config.force_predict_first_step;
@@ -93,9 +107,12 @@ impl Predictor {
             if active.is_empty() {
                 break;
             }
+            if stop() {
+                return Ok(None);
+            }
             self.step(model, &mut active, seed, step, forced)?;
         }
-        Ok(rows.into_iter().zip(prompts).map(|(row, prompt)| self.finish(row, prompt)).collect())
+        Ok(Some(rows.into_iter().zip(prompts).map(|(row, prompt)| self.finish(row, prompt)).collect()))
     }
 
     fn start(&self, prompt: &Prompt) -> Result<Row> {

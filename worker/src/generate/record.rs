@@ -70,14 +70,15 @@ pub struct Summary {
     inserted: Mean,
     length: Mean,
     entropy: Mean,
-    elapsed: Duration,
+    rate: f64,
 }
 
 impl Summary {
-    /// Figures of `records`, which took `elapsed` to generate.
-    pub fn of(records: &[Record], elapsed: Duration) -> Self {
+    /// Figures of `records`, in which `new` tokens were inserted within `elapsed`, the others before.
+    pub fn of(records: &[Record], new: usize, elapsed: Duration) -> Self {
+        let rate = new as f64 / elapsed.as_secs_f64().max(1e-9);
         let mut summary =
-            Self { inserted: Mean::default(), length: Mean::default(), entropy: Mean::default(), elapsed };
+            Self { inserted: Mean::default(), length: Mean::default(), entropy: Mean::default(), rate };
         for record in records {
             summary.inserted.add(record.inserted as f64, 1.0);
             summary.length.add(record.ids.len() as f64, 1.0);
@@ -97,7 +98,7 @@ impl fmt::Display for Summary {
             mean(self.length),
             mean(self.inserted),
             mean(self.entropy),
-            self.inserted.sum / self.elapsed.as_secs_f64().max(1e-9)
+            self.rate
         )
     }
 }

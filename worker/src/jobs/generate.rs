@@ -1,20 +1,24 @@
 //! `ilm-worker generate`: texts out of nothing, behind prompts, or in the gaps of given texts.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::offline::Offline;
 use crate::cli::GenerateArgs;
 use crate::comm::Collectives;
 use crate::exit;
-use crate::generate::{Record, Request, Source, Summary, generate as generate_all, requests};
+use crate::generate::{Partial, Record, Request, Source, Summary, generate as generate_all, requests};
 use crate::run_dir::replace_file;
 use crate::say;
+use crate::signals::StopRequest;
 
 /// Runs the job; the result is the exit code.
 ///
 /// # Errors
 /// Mistakes of the user that show before the ranks connect. Later errors end the process and its peers here.
 pub fn generate(args: &GenerateArgs) -> anyhow::Result<i32> {
+    let stop = StopRequest::install()?;
     let offline = Offline::open(&args.checkpoint)?;
     let (source, kind) = match (&args.prompts, &args.infill) {
         (Some(path), _) => (Source::Prompts(path), "prompts"),
@@ -27,7 +31,7 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<i32> {
     assembly.predictor(&offline.config)?;
     let (rank, world_size) = offline.rank_and_world_size();
     let mut comm = offline.connect()?;
-    let generation = Generation { offline, requests: wanted, kind, output: args.output.clone() };
+    let generation = Generation { offline, requests: wanted, kind, output: args.output.clone(), stop };
     generation.run(&mut *comm).or_else(|error| exit::fail(&error, rank, world_size))
 }
 
@@ -37,33 +41,74 @@ struct Generation<'a> {
     requests: Vec<Request>,
     kind: &'static str,
     output: Option<PathBuf>,
+    stop: StopRequest,
 }
 
 impl Generation<'_> {
     fn run(&self, comm: &mut dyn Collectives) -> anyhow::Result<i32> {
         let Offline { config, assembly, .. } = &self.offline;
         let loaded = self.offline.load(comm)?;
-        let (records, summary) = generate_all(config, assembly, &loaded.model, &self.requests, comm)?;
-        if comm.rank() == 0 {
-            self.publish(loaded.step, &records, summary)?;
+        let (rank, output) = (comm.rank(), self.output(loaded.step));
+        let settings = (&config.predictor, config.seed, loaded.step, self.offline.weights());
+        let partial = Partial::new(&output, &settings)?;
+        let mut records = if rank == 0 { partial.take(&self.requests)? } else { Vec::new() };
+        let wanted = self.missing(&records, comm)?;
+        let started = Instant::now();
+        let generated = generate_all(
+            (config, assembly, &loaded.model),
+            &wanted,
+            &mut partial.open(rank)?,
+            &self.stop,
+            comm,
+        )?;
+        let new = generated.records.iter().map(|record| record.inserted).sum();
+        records.extend(generated.records);
+        if !generated.complete {
+            if rank == 0 {
+                let (done, all) = (records.len(), self.requests.len());
+                say!("stopped by a signal with {done} of {all} texts; start again to go on");
+            }
+            return Ok(exit::PREEMPTED);
         }
+        if rank == 0 {
+            records.sort_by_key(|record| record.id);
+            self.publish(&output, &records)?;
+            let summary = Summary::of(&records, new, started.elapsed());
+            say!("step {}, {}: {summary}", loaded.step, self.offline.weights());
+            say!("written to {}", output.display());
+        }
+        // The texts are whole before a rank's own part of them goes.
+        comm.barrier("texts are written")?;
+        partial.remove(rank)?;
         Ok(exit::OK)
     }
 
-    fn publish(&self, step: u64, records: &[Record], summary: Summary) -> anyhow::Result<()> {
+    /// The requests that rank 0 has no text of.
+    fn missing(&self, records: &[Record], comm: &mut dyn Collectives) -> anyhow::Result<Vec<&Request>> {
+        let ids: Vec<u64> = records.iter().map(|record| record.id).collect();
+        let ids = comm.all_gather("texts of before", &serde_json::to_vec(&ids)?)?;
+        let done: BTreeSet<u64> =
+            ids.first().map_or(Ok(BTreeSet::new()), |ids| serde_json::from_slice(ids))?;
+        if comm.rank() == 0 && !done.is_empty() {
+            say!("{} texts are there from before", done.len());
+        }
+        Ok(self.requests.iter().filter(|request| !done.contains(&request.prompt.id)).collect())
+    }
+
+    fn output(&self, step: u64) -> PathBuf {
         let default = || {
             let name = format!("step-{step:09}-{}.jsonl", self.kind);
             self.offline.run_dir.generations().join(name)
         };
-        let path = self.output.clone().unwrap_or_else(default);
+        self.output.clone().unwrap_or_else(default)
+    }
+
+    fn publish(&self, output: &Path, records: &[Record]) -> anyhow::Result<()> {
         let mut lines = String::new();
         for record in records {
             lines.push_str(&serde_json::to_string(record)?);
             lines.push('\n');
         }
-        replace_file(&path, &lines)?;
-        say!("step {step}, {}: {summary}", self.offline.weights());
-        say!("written to {}", path.display());
-        Ok(())
+        Ok(replace_file(output, &lines)?)
     }
 }
