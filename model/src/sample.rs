@@ -16,7 +16,8 @@ mod vectors;
 pub(crate) use draws::{Draws, Method};
 pub(crate) use noise::{Leader, Noise, better};
 use ranking::Ranking;
-pub(crate) use vectors::{RUN, largest, sum_of_weights};
+use vectors::{RUN, most};
+pub(crate) use vectors::{largest, sum_of_weights};
 
 /// Rows up to this length are added up as the reference does.
 const SHORT: usize = 16;

@@ -3,6 +3,8 @@
 mod choose;
 mod prediction;
 mod prompt;
+#[cfg(test)]
+mod properties;
 mod scores;
 
 use tch::Tensor;

@@ -205,10 +205,12 @@ fn pieces(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     (0..len).step_by(size).map(move |start| start..len.min(start + size))
 }
 
-/// The largest score (0 if all are closed), and the sum of exponentials of the differences to it.
+/// The largest score, and the sum of exponentials of the differences to it, of which there are none if all are closed.
 fn sum_below_top(scores: &[f32], precise: bool) -> (f32, f64) {
     let top = largest(scores);
-    let top = if top == f32::NEG_INFINITY { 0.0 } else { top };
+    if top == f32::NEG_INFINITY {
+        return (top, 0.0);
+    }
     if precise {
         let weights = scores.iter().map(|&score| (f64::from(score) - f64::from(top)).exp());
         return (top, weights.filter(|weight| !weight.is_nan()).sum());

@@ -6,6 +6,9 @@ use super::noise::Noise;
 use super::{best, nucleus, top_k, top_p};
 use crate::config::SamplingMethod;
 
+/// Scores that compete at a time; a part without a chance costs a look at its largest score only.
+const PART: usize = 512;
+
 /// A method with its parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Method {
@@ -60,7 +63,9 @@ impl Draws {
 
     fn compete(&mut self, scores: &[f32]) -> Option<usize> {
         let (first, mut leader) = (self.taken, None);
-        self.noise.compete(first, scores, &mut leader);
+        for (part, place) in scores.chunks(PART).zip((first..).step_by(PART)) {
+            self.noise.compete(place, part, &mut leader);
+        }
         self.taken += scores.len() as u64;
         leader.map(|leader| (leader.place - first) as usize)
     }

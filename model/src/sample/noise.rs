@@ -3,7 +3,7 @@
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::{gumbel, largest};
+use super::{gumbel, largest, most};
 use crate::random::{UNIFORM_STEPS, to_uniform};
 
 /// Words that are drawn together: what the generator makes at once.
@@ -32,8 +32,12 @@ impl Noise {
 
     fn words(&mut self, block: u64) -> &[u32; BLOCK as usize] {
         if self.block != Some(block) {
+            let mut bytes = [0; 4 * BLOCK as usize];
             self.rng.set_word_pos(u128::from(block * BLOCK));
-            self.words.iter_mut().for_each(|word| *word = self.rng.next_u32());
+            self.rng.fill_bytes(&mut bytes);
+            for (word, bytes) in self.words.iter_mut().zip(bytes.as_chunks().0) {
+                *word = u32::from_le_bytes(*bytes);
+            }
             self.block = Some(block);
         }
         &self.words
@@ -41,35 +45,48 @@ impl Noise {
 
     /// Lets entries compete with the leader; that of score `i` has the place and the number `first + i`.
     ///
-    /// The largest sum wins, of equals the first, in whatever order they come. Noise is bounded, and an entry that could win needs
-    /// a large enough uniform number: whole blocks are passed over by their largest score.
+    /// The largest sum wins, of equals the first, in whatever order they come. Noise is bounded, so an entry that could win needs
+    /// a large enough uniform number, and if their largest score has no chance, none of them has.
     pub(crate) fn compete(&mut self, first: u64, scores: &[f32], leader: &mut Option<Leader>) {
+        let top = largest(scores);
         let mut done = 0;
-        while done < scores.len() {
-            let place = first + done as u64;
-            let end = scores.len().min(done + (BLOCK - place % BLOCK) as usize);
-            self.compete_in_block(place, &scores[done..end], leader);
-            done = end;
+        while done < scores.len() && top > f32::NEG_INFINITY {
+            let least = match *leader {
+                None => 0,
+                Some(leader) => match least_word(leader.value - f64::from(top)) {
+                    Some(least) => least,
+                    None => return,
+                },
+            };
+            done += self.compete_until_won(first + done as u64, &scores[done..], least, leader);
         }
     }
 
-    fn compete_in_block(&mut self, first: u64, scores: &[f32], leader: &mut Option<Leader>) {
-        let top = largest(scores);
-        let least = match *leader {
-            _ if top == f32::NEG_INFINITY => return,
-            None => Some(0),
-            Some(leader) => least_word(leader.value - f64::from(top)),
-        };
-        let Some(least) = least else { return };
-        let words = &self.words(first / BLOCK)[(first % BLOCK) as usize..][..scores.len()];
-        for (place, (&word, &score)) in (first..).zip(words.iter().zip(scores)) {
-            if word >= least {
-                let value = f64::from(score) + gumbel(to_uniform(word));
-                if value > f64::NEG_INFINITY {
-                    *leader = better(*leader, Some(Leader { value, place }));
+    /// Goes on from block to block up to one with a new leader, with words of at least `least`; the number of scores passed.
+    fn compete_until_won(
+        &mut self,
+        first: u64,
+        scores: &[f32],
+        least: u32,
+        leader: &mut Option<Leader>,
+    ) -> usize {
+        let (before, mut done) = (*leader, 0);
+        while done < scores.len() && *leader == before {
+            let place = first + done as u64;
+            let start = (place % BLOCK) as usize;
+            let part = &scores[done..scores.len().min(done + BLOCK as usize - start)];
+            let words = &self.words(place / BLOCK)[start..][..part.len()];
+            if most(words) >= least {
+                for (place, (&word, &score)) in (place..).zip(words.iter().zip(part)) {
+                    if word >= least && score > f32::NEG_INFINITY {
+                        let value = f64::from(score) + gumbel(to_uniform(word));
+                        *leader = better(*leader, Some(Leader { value, place }));
+                    }
                 }
             }
+            done += part.len();
         }
+        done
     }
 }
 

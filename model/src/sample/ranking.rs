@@ -115,7 +115,7 @@ impl<'a> Ranking<'a> {
     }
 }
 
-fn key_of(score: f32, index: usize) -> u64 {
+pub(super) fn key_of(score: f32, index: usize) -> u64 {
     u64::from(!ascending_bits(score)) << 32 | index as u64
 }
 
