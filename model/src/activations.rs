@@ -11,8 +11,8 @@ use crate::config::{Activation, ModelShape, Precision, Recompute};
 /// - once: what a block's backward pass makes before it lets go of it, in fp32 (three of f, eight of d), and hidden states, their
 ///   gradient and the rows of the output matrix (12 d).
 ///
-/// Logits are not counted: `loss.head_budget_mib` bounds them. The peak of a process, measured with a model of 768 x 12 on a CPU,
-/// grew by as much per token in bf16, with either setting, and by a tenth more in fp32.
+/// Logits are not counted: `loss.head_budget_mib` bounds them. What is counted once was fitted to the peaks of a process in bf16 with
+/// a model of 768 x 12 on a CPU; in fp32 the peak grew by a tenth more.
 pub fn activation_bytes_per_token(shape: &ModelShape) -> u64 {
     let config = &shape.config;
     let (d, f) = (config.d_model.max(0) as u64, config.feed_forward().max(0) as u64);

@@ -3,18 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::program::{figures, ranks, run, tiny_star};
+use crate::program::{figures, mpirun_into, ranks, run, tiny_star, worker};
 
 const STEPS: usize = 20;
 
 /// Losses of 20 steps, and per position what was logged of the sample there.
 fn train(world_size: usize, run_dir: &Path) -> (Vec<f64>, BTreeMap<u64, String>) {
-    let mut command = ranks(world_size);
+    let logs = run_dir.with_extension("logs");
+    let mut command = if world_size == 1 { worker() } else { mpirun_into(&logs, world_size) };
     command.args(tiny_star(run_dir)).env("RUST_LOG", "data_pipeline::drop=debug");
     command.args(["model.dropout=0.0", "data.prefetch_steps=1"]).arg(format!("trainer.max_steps={STEPS}"));
-    // mpirun mixes what ranks write, even within lines; here everybody has a file.
-    let logs = run_dir.with_extension("logs");
-    command.env("OMPI_MCA_orte_output_filename", &logs);
     let finished = run(&mut command).expect(0);
     let text = if world_size == 1 { finished.stderr } else { error_files(&logs, world_size) };
     let samples = text.lines().filter_map(|line| {

@@ -59,8 +59,17 @@ pub fn worker() -> Command {
 
 /// `ilm-worker` on `ranks` ranks.
 pub fn mpirun(ranks: usize) -> Command {
+    mpirun_with(ranks, &[])
+}
+
+/// The same; each rank's output goes to `FOLDER/1/rank.N/std{out,err}` as well, since mpirun mixes it even within lines.
+pub fn mpirun_into(folder: &Path, ranks: usize) -> Command {
+    mpirun_with(ranks, &["--output-filename", &folder.display().to_string()])
+}
+
+fn mpirun_with(ranks: usize, options: &[&str]) -> Command {
     let mut command = clean(Command::new("mpirun"));
-    command.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
+    command.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]).args(options);
     command.arg(program("ilm-worker"));
     command
 }

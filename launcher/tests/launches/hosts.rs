@@ -25,8 +25,13 @@ fn bench(worker: &str) -> (Bench, String) {
 
 #[test]
 fn every_host_gets_its_ranks_and_all_report_here() {
-    let (bench, agent) =
-        bench("echo $PRETENDED $RANK $OMPI_COMM_WORLD_LOCAL_RANK; exit $((RANK == 2 ? 4 : 0))");
+    // The failure ends the others, so it waits until they have spoken.
+    let (bench, agent) = bench(
+        "echo $PRETENDED $RANK $OMPI_COMM_WORLD_LOCAL_RANK; echo >> spoken
+         [ $RANK = 2 ] || exit 0
+         while [ $(wc -l < spoken) -lt 3 ]; do sleep 0.1; done
+         sleep 0.5; exit 4",
+    );
     let output = bench.run(3, &["--hosts", "node-a:2,node-b:1", "--agent", &agent, "--interface", "lo"], RUN);
     let report = text(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{report}");
