@@ -1,9 +1,10 @@
 //! Bias and activation of the feed-forward part in one pass, and its backward pass.
 
+use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
 use super::operand::{Operand, elements, elements_mut, with_operand};
-use super::simd::{erf, exp, tanh, widest};
+use super::simd::{erf, exp, tanh};
 use super::{ROWS, add_partial_sums};
 use crate::error::Result;
 use crate::ops::activation::{Activated, Curve};
@@ -29,6 +30,7 @@ pub(crate) fn activate(
     Ok(Activated { out, before })
 }
 
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn forward<T: Operand>(
     widened: &[f32],
     bias: Option<&[f32]>,
@@ -43,7 +45,7 @@ fn forward<T: Operand>(
     match before {
         None => parallel::for_each_item(inputs.collect(), |(x, out): (&[f32], &mut [T])| {
             for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-                widest(|| map_row(x, bias, out, |x| if x < 0.0 { 0.0 } else { x }));
+                map_row(x, bias, out, |x| if x < 0.0 { 0.0 } else { x });
             }
         }),
         Some(before) => {
@@ -51,13 +53,11 @@ fn forward<T: Operand>(
             parallel::for_each_item(items, |((x, out), before): ((&[f32], &mut [T]), &mut [T])| {
                 let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
                 for ((x, out), before) in rows.zip(before.chunks_exact_mut(width)) {
-                    widest(|| {
-                        map_row(x, bias, before, |x| x);
-                        match curve {
-                            Curve::TanhGelu => map_row(x, bias, out, tanh_gelu),
-                            _ => map_row(x, bias, out, erf_gelu),
-                        }
-                    });
+                    map_row(x, bias, before, |x| x);
+                    match curve {
+                        Curve::TanhGelu => map_row(x, bias, out, tanh_gelu),
+                        _ => map_row(x, bias, out, erf_gelu),
+                    }
                 }
             });
         }
@@ -94,6 +94,7 @@ pub(crate) fn activate_backward(
 }
 
 /// The sums over rows of every task, [tasks, width].
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn backward<T: Operand>(grad: &[f32], saved: &[T], width: usize, curve: Curve, out: &mut [T]) -> Vec<f32> {
     let chunk = ROWS * width;
     let mut partials = vec![0.0; grad.len().div_ceil(chunk) * width];
@@ -103,11 +104,11 @@ fn backward<T: Operand>(grad: &[f32], saved: &[T], width: usize, curve: Curve, o
     parallel::for_each_item(items, |(((grad, saved), out), sums): Item<T>| {
         let rows = grad.chunks_exact(width).zip(saved.chunks_exact(width)).zip(out.chunks_exact_mut(width));
         for ((grad, saved), out) in rows {
-            widest(|| match curve {
+            match curve {
                 Curve::Relu => scale_row(grad, saved, out, sums, |x| if x > 0.0 { 1.0 } else { 0.0 }),
                 Curve::TanhGelu => scale_row(grad, saved, out, sums, tanh_gelu_slope),
                 Curve::ErfGelu => scale_row(grad, saved, out, sums, erf_gelu_slope),
-            });
+            };
         }
     });
     partials

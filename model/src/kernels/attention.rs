@@ -2,10 +2,11 @@
 //!
 //! Backward computes the probabilities anew from the logarithm of each query's sum, as FlashAttention does (arXiv 2205.14135).
 
+use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
 use super::operand::{Operand, elements, elements_mut, with_operand};
-use super::simd::{exp, max, sum, widest};
+use super::simd::{exp, max, sum};
 use crate::dropout::Dropout;
 use crate::error::Result;
 use crate::gemm::small::{Matrix, SmallGemm};
@@ -69,7 +70,7 @@ pub(crate) fn forward(qkv: &Tensor, spans: Spans, kind: Kind) -> Result<(Tensor,
             log_sums: Shared::of(elements_mut::<f32>(&mut log_sums)),
         };
         let values: &[f32] = elements(qkv);
-        each_head(spans.row_ptr, sizes, |head| head.forward(values, spans, &out));
+        each_head(spans.row_ptr, sizes, |head| forward_head(head, values, spans, &out));
     });
     Ok((context, Tape { qkv: turned, log_sums }))
 }
@@ -87,7 +88,7 @@ pub(crate) fn backward(tape: &Tape, spans: Spans, context: &Tensor, grad: &Tenso
             grad: elements(grad),
         };
         let out = Shared::of(elements_mut::<T>(&mut out));
-        each_head(spans.row_ptr, sizes, |head| head.backward(&saved, spans, out));
+        each_head(spans.row_ptr, sizes, |head| backward_head(head, &saved, spans, out));
     });
     Ok(out)
 }
@@ -201,111 +202,107 @@ impl Head {
     fn part<T: Operand>(self, qkv: &[T], token: usize, part: usize) -> Matrix<'_, T> {
         Matrix::new(&qkv[self.place(token, part)..], 3 * self.sizes.row())
     }
+}
 
-    fn forward<T: Operand + SmallGemm>(self, qkv: &[f32], spans: Spans, out: &Outputs<T>) {
-        let Sizes { heads, width, .. } = self.sizes;
-        for token in 0..self.len {
-            for part in 0..3 {
-                let place = self.place(token, part);
-                // SAFETY: every head writes the places of its own head and tokens only.
-                let to = unsafe { out.turned.slice(place, width) };
-                let angles = spans.angles.filter(|_| part < 2);
-                let angles = angles.map(|angles| angles.of(self.start + token, 1.0));
-                widest(|| turn(&qkv[place..][..width], angles, to));
-            }
-        }
-        // SAFETY: what is read are the places that this head has just written.
-        let turned: &[T] = unsafe { std::slice::from_raw_parts(out.turned.start, out.turned.len) };
-        let mut scratch = Scratch::<T>::new(self);
-        for (first, queries) in self.strips() {
-            let cells = queries * self.len;
-            let scores = &mut scratch.scores[..cells];
-            let query = self.part(turned, first, 0);
-            T::product(
-                [queries, self.len, width],
-                self.scale(),
-                query,
-                self.part(turned, 0, 1).transposed(),
-                0.0,
-                scores,
-            );
-            for (index, scores) in scores.chunks_exact_mut(self.len).enumerate() {
-                let token = first + index;
-                let probabilities = &mut scratch.probabilities[index * self.len..][..self.len];
-                let log_sum = widest(|| {
-                    spans.dropout.factors(self.query(token), &mut scratch.factors);
-                    softmax(scores, &scratch.factors, probabilities)
-                });
-                // SAFETY: as above.
-                let to = unsafe { out.log_sums.slice((self.start + token) * heads + self.head, 1) };
-                to[0] = log_sum;
-            }
-            let probabilities = Matrix::new(&scratch.probabilities[..cells], self.len);
-            let context = &mut scratch.rows[..queries * width];
-            T::product([queries, width, self.len], 1.0, probabilities, self.part(turned, 0, 2), 0.0, context);
-            for (index, row) in context.chunks_exact(width).enumerate() {
-                // SAFETY: as above.
-                let to = unsafe { out.context.slice(self.context_place(first + index), width) };
-                widest(|| convert(row, to));
-            }
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn forward_head<T: Operand + SmallGemm>(head: Head, qkv: &[f32], spans: Spans, out: &Outputs<T>) {
+    let Sizes { heads, width, .. } = head.sizes;
+    for token in 0..head.len {
+        for part in 0..3 {
+            let place = head.place(token, part);
+            // SAFETY: every head writes the places of its own head and tokens only.
+            let to = unsafe { out.turned.slice(place, width) };
+            let angles = spans.angles.filter(|_| part < 2);
+            let angles = angles.map(|angles| angles.of(head.start + token, 1.0));
+            turn(&qkv[place..][..width], angles, to);
         }
     }
+    // SAFETY: what is read are the places that this head has just written.
+    let turned: &[T] = unsafe { std::slice::from_raw_parts(out.turned.start, out.turned.len) };
+    let mut scratch = Scratch::<T>::new(head);
+    for (first, queries) in head.strips() {
+        let cells = queries * head.len;
+        let scores = &mut scratch.scores[..cells];
+        let query = head.part(turned, first, 0);
+        T::product(
+            [queries, head.len, width],
+            head.scale(),
+            query,
+            head.part(turned, 0, 1).transposed(),
+            0.0,
+            scores,
+        );
+        for (index, scores) in scores.chunks_exact_mut(head.len).enumerate() {
+            let token = first + index;
+            let probabilities = &mut scratch.probabilities[index * head.len..][..head.len];
+            spans.dropout.factors(head.query(token), &mut scratch.factors);
+            let log_sum = softmax(scores, &scratch.factors, probabilities);
+            // SAFETY: as above.
+            let to = unsafe { out.log_sums.slice((head.start + token) * heads + head.head, 1) };
+            to[0] = log_sum;
+        }
+        let probabilities = Matrix::new(&scratch.probabilities[..cells], head.len);
+        let context = &mut scratch.rows[..queries * width];
+        T::product([queries, width, head.len], 1.0, probabilities, head.part(turned, 0, 2), 0.0, context);
+        for (index, row) in context.chunks_exact(width).enumerate() {
+            // SAFETY: as above.
+            let to = unsafe { out.context.slice(head.context_place(first + index), width) };
+            convert(row, to);
+        }
+    }
+}
 
-    fn backward<T: Operand + SmallGemm>(self, saved: &Saved<T>, spans: Spans, out: Shared<T>) {
-        let Sizes { heads, width, .. } = self.sizes;
-        let mut scratch = Scratch::<T>::new(self);
-        let mut grads = vec![0.0; 3 * self.len * width];
-        let (query_grads, rest) = grads.split_at_mut(self.len * width);
-        let (key_grads, value_grads) = rest.split_at_mut(self.len * width);
-        let mut context_grad = vec![T::default(); self.len * width];
-        // sum over keys of p dp, which is that over features of context times its gradient
-        let mut inner = vec![0.0; self.len];
-        for (token, to) in context_grad.chunks_exact_mut(width).enumerate() {
-            let place = self.context_place(token);
-            let (grad, context) = (&saved.grad[place..][..width], &saved.context[place..][..width]);
-            inner[token] = widest(|| {
-                convert(grad, to);
-                sum(width, |i| grad[i] * context[i].to_f32())
-            });
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+fn backward_head<T: Operand + SmallGemm>(head: Head, saved: &Saved<T>, spans: Spans, out: Shared<T>) {
+    let Sizes { heads, width, .. } = head.sizes;
+    let mut scratch = Scratch::<T>::new(head);
+    let mut grads = vec![0.0; 3 * head.len * width];
+    let (query_grads, rest) = grads.split_at_mut(head.len * width);
+    let (key_grads, value_grads) = rest.split_at_mut(head.len * width);
+    let mut context_grad = vec![T::default(); head.len * width];
+    // sum over keys of p dp, which is that over features of context times its gradient
+    let mut inner = vec![0.0; head.len];
+    for (token, to) in context_grad.chunks_exact_mut(width).enumerate() {
+        let place = head.context_place(token);
+        let (grad, context) = (&saved.grad[place..][..width], &saved.context[place..][..width]);
+        convert(grad, to);
+        inner[token] = sum(width, |i| grad[i] * context[i].to_f32());
+    }
+    let [keys, values] = [1, 2].map(|part| head.part(saved.qkv, 0, part));
+    for (first, queries) in head.strips() {
+        let cells = queries * head.len;
+        let query = head.part(saved.qkv, first, 0);
+        let grad = Matrix::new(&context_grad[first * width..], width);
+        let scores = &mut scratch.scores[..cells];
+        T::product([queries, head.len, width], head.scale(), query, keys.transposed(), 0.0, scores);
+        let slopes = &mut scratch.slopes[..cells];
+        T::product([queries, head.len, width], 1.0, grad, values.transposed(), 0.0, slopes);
+        for index in 0..queries {
+            let token = first + index;
+            let cells = index * head.len..(index + 1) * head.len;
+            let log_sum = saved.log_sums[(head.start + token) * heads + head.head];
+            spans.dropout.factors(head.query(token), &mut scratch.factors);
+            softmax_backward(
+                [&scores[cells.clone()], &slopes[cells.clone()], &scratch.factors],
+                [log_sum, inner[token]],
+                &mut scratch.probabilities[cells.clone()],
+                &mut scratch.score_grads[cells],
+            );
         }
-        let [keys, values] = [1, 2].map(|part| self.part(saved.qkv, 0, part));
-        for (first, queries) in self.strips() {
-            let cells = queries * self.len;
-            let query = self.part(saved.qkv, first, 0);
-            let grad = Matrix::new(&context_grad[first * width..], width);
-            let scores = &mut scratch.scores[..cells];
-            T::product([queries, self.len, width], self.scale(), query, keys.transposed(), 0.0, scores);
-            let slopes = &mut scratch.slopes[..cells];
-            T::product([queries, self.len, width], 1.0, grad, values.transposed(), 0.0, slopes);
-            for index in 0..queries {
-                let token = first + index;
-                let cells = index * self.len..(index + 1) * self.len;
-                let log_sum = saved.log_sums[(self.start + token) * heads + self.head];
-                widest(|| {
-                    spans.dropout.factors(self.query(token), &mut scratch.factors);
-                    softmax_backward(
-                        [&scores[cells.clone()], &slopes[cells.clone()], &scratch.factors],
-                        [log_sum, inner[token]],
-                        &mut scratch.probabilities[cells.clone()],
-                        &mut scratch.score_grads[cells],
-                    );
-                });
-            }
-            let probabilities = Matrix::new(&scratch.probabilities[..cells], self.len);
-            let score_grads = Matrix::new(&scratch.score_grads[..cells], self.len);
-            let keyed = [self.len, width, queries];
-            T::product(keyed, 1.0, probabilities.transposed(), grad, 1.0, value_grads);
-            T::product(keyed, self.scale(), score_grads.transposed(), query, 1.0, key_grads);
-            let query_grads = &mut query_grads[first * width..][..queries * width];
-            T::product([queries, width, self.len], self.scale(), score_grads, keys, 0.0, query_grads);
-        }
-        for (part, grads) in [&*query_grads, key_grads, value_grads].into_iter().enumerate() {
-            for (token, grad) in grads.chunks_exact(width).enumerate() {
-                // SAFETY: every head writes the places of its own head and tokens only.
-                let to = unsafe { out.slice(self.place(token, part), width) };
-                let angles = spans.angles.filter(|_| part < 2);
-                widest(|| turn(grad, angles.map(|angles| angles.of(self.start + token, -1.0)), to));
-            }
+        let probabilities = Matrix::new(&scratch.probabilities[..cells], head.len);
+        let score_grads = Matrix::new(&scratch.score_grads[..cells], head.len);
+        let keyed = [head.len, width, queries];
+        T::product(keyed, 1.0, probabilities.transposed(), grad, 1.0, value_grads);
+        T::product(keyed, head.scale(), score_grads.transposed(), query, 1.0, key_grads);
+        let query_grads = &mut query_grads[first * width..][..queries * width];
+        T::product([queries, width, head.len], head.scale(), score_grads, keys, 0.0, query_grads);
+    }
+    for (part, grads) in [&*query_grads, key_grads, value_grads].into_iter().enumerate() {
+        for (token, grad) in grads.chunks_exact(width).enumerate() {
+            // SAFETY: every head writes the places of its own head and tokens only.
+            let to = unsafe { out.slice(head.place(token, part), width) };
+            let angles = spans.angles.filter(|_| part < 2);
+            turn(grad, angles.map(|angles| angles.of(head.start + token, -1.0)), to);
         }
     }
 }

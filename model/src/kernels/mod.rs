@@ -15,16 +15,15 @@ pub(crate) mod softmax;
 const ROWS: usize = 16;
 
 /// Adds the `width` sums of every task to `target`, in the order of tasks.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn add_partial_sums(partials: &[f32], width: usize, target: &mut [f32]) {
     const COLUMNS: usize = 256;
     let columns = target[..width].chunks_mut(COLUMNS).enumerate().collect();
     crate::parallel::for_each_item(columns, |(index, target): (usize, &mut [f32])| {
-        simd::widest(|| {
-            for partial in partials.chunks_exact(width) {
-                for (sum, value) in target.iter_mut().zip(&partial[index * COLUMNS..]) {
-                    *sum += value;
-                }
+        for partial in partials.chunks_exact(width) {
+            for (sum, value) in target.iter_mut().zip(&partial[index * COLUMNS..]) {
+                *sum += value;
             }
-        });
+        }
     });
 }

@@ -1,10 +1,11 @@
 //! A residual addition with bias and dropout, and the layer norm behind it, in one pass over each row; and its backward pass.
 
+use multiversion::multiversion;
 use tch::Tensor;
 
 use super::operand::{Operand, elements, elements_mut, with_operand};
 use super::residual::{add_row, scale_row};
-use super::simd::{sum, widest};
+use super::simd::sum;
 use super::{ROWS, add_partial_sums};
 use crate::dropout::Dropout;
 use crate::error::Result;
@@ -23,6 +24,7 @@ pub(crate) fn add_norm(x: &Tensor, branch: Option<Branch>, weights: &Weights) ->
     Ok(Normed { sum, normed, stats })
 }
 
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn forward<T: Operand>(
     x: &Tensor,
     branch: Option<Branch>,
@@ -39,7 +41,7 @@ fn forward<T: Operand>(
         parallel::for_each_item(items, |(x, (normed, stats)): (&[f32], (&mut [T], &mut [f32]))| {
             let outputs = normed.chunks_exact_mut(width).zip(stats.chunks_exact_mut(2));
             for (x, (normed, stats)) in x.chunks_exact(width).zip(outputs) {
-                widest(|| normalise_row(x, weight, bias, eps, normed, stats));
+                normalise_row(x, weight, bias, eps, normed, stats);
             }
         });
         return Ok(x.shallow_clone());
@@ -53,11 +55,9 @@ fn forward<T: Operand>(
         let inputs = sums.chunks_exact_mut(width).zip(x.chunks_exact(width));
         let outputs = normed.chunks_exact_mut(width).zip(stats.chunks_exact_mut(2));
         for (row, ((sums, x), (normed, stats))) in inputs.zip(outputs).enumerate() {
-            widest(|| {
-                dropout.factors(index * ROWS + row, &mut factors);
-                add_row(sums, x, branch_bias, &factors);
-                normalise_row(sums, weight, bias, eps, normed, stats);
-            });
+            dropout.factors(index * ROWS + row, &mut factors);
+            add_row(sums, x, branch_bias, &factors);
+            normalise_row(sums, weight, bias, eps, normed, stats);
         }
     });
     Ok(values)
@@ -137,6 +137,7 @@ pub(crate) fn add_norm_backward(
 }
 
 /// The gradients of weight, bias and branch bias of every task, [tasks, 3, d].
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn backward<T: Operand>(
     job: &Backward,
     grad: &mut [f32],
@@ -161,23 +162,12 @@ fn backward<T: Operand>(
             let at = index * ROWS + row;
             let [normed_grad, values] = [normed_grad, sums].map(|all| &all[at * width..][..width]);
             let out = out.as_mut().map(|out| &mut out[row * width..][..width]);
-            widest(|| {
-                let [weight_sums, rest @ ..] = split(partial, width);
-                norm_row_backward(
-                    job,
-                    values,
-                    &stats[2 * at..][..2],
-                    normed_grad,
-                    grad,
-                    [weight_sums, rest[0]],
-                );
-            });
+            let [weight_sums, rest @ ..] = split(partial, width);
+            norm_row_backward(job, values, &stats[2 * at..][..2], normed_grad, grad, [weight_sums, rest[0]]);
             let [_, _, branch_sums] = split(partial, width);
             if let (Some(dropout), Some(out)) = (job.dropout, out) {
-                widest(|| {
-                    dropout.factors(at, &mut factors);
-                    scale_row(grad, &factors, out, job.biased[1].then_some(branch_sums));
-                });
+                dropout.factors(at, &mut factors);
+                scale_row(grad, &factors, out, job.biased[1].then_some(branch_sums));
             }
         }
     });

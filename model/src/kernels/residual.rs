@@ -1,9 +1,9 @@
 //! The residual addition by itself, with bias and dropout, and its backward pass.
 
+use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
 use super::operand::{Operand, elements, elements_mut, with_operand};
-use super::simd::widest;
 use super::{ROWS, add_partial_sums};
 use crate::dropout::Dropout;
 use crate::error::Result;
@@ -11,6 +11,7 @@ use crate::ops::norm::Branch;
 use crate::parallel;
 
 /// As [`crate::ops::norm::add`], on the host.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn add(x: &Tensor, branch: Branch) -> Tensor {
     let width = x.size()[1] as usize;
     let Branch { mut values, bias, dropout } = branch;
@@ -20,10 +21,8 @@ pub(crate) fn add(x: &Tensor, branch: Branch) -> Tensor {
     parallel::for_each_item(items, |(index, (sums, x)): (usize, (&mut [f32], &[f32]))| {
         let mut factors = vec![1.0; width];
         for (row, (sums, x)) in sums.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
-            widest(|| {
-                dropout.factors(index * ROWS + row, &mut factors);
-                add_row(sums, x, bias, &factors);
-            });
+            dropout.factors(index * ROWS + row, &mut factors);
+            add_row(sums, x, bias, &factors);
         }
     });
     values
@@ -68,6 +67,7 @@ pub(crate) fn add_backward(
 }
 
 /// The sums over rows of every task, [tasks, width].
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 fn backward<T: Operand>(
     grad: &[f32],
     width: usize,
@@ -82,10 +82,8 @@ fn backward<T: Operand>(
     parallel::for_each_item(items.enumerate().collect(), |(index, ((grad, out), sums)): Item<T>| {
         let mut factors = vec![1.0; width];
         for (row, (grad, out)) in grad.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
-            widest(|| {
-                dropout.factors(index * ROWS + row, &mut factors);
-                scale_row(grad, &factors, out, biased.then_some(&mut *sums));
-            });
+            dropout.factors(index * ROWS + row, &mut factors);
+            scale_row(grad, &factors, out, biased.then_some(&mut *sums));
         }
     });
     partials

@@ -1,57 +1,7 @@
-//! Code for the widest vectors that the processor has, from loops that the compiler vectorises.
-
-use std::sync::LazyLock;
-
-/// Runs `work` compiled for the widest vectors of this processor. Everything that `work` calls must be inlined into it.
-#[inline(always)]
-pub(crate) fn widest<R>(work: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    match *LEVEL {
-        // SAFETY: the processor has these instructions.
-        Level::Avx512 => return unsafe { avx512(work) },
-        // SAFETY: the processor has these instructions.
-        Level::Avx2 => return unsafe { avx2(work) },
-        Level::Plain => {}
-    }
-    work()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-enum Level {
-    Plain,
-    Avx2,
-    Avx512,
-}
-
-#[cfg(target_arch = "x86_64")]
-static LEVEL: LazyLock<Level> = LazyLock::new(|| {
-    let has = |names: [bool; 4]| names.iter().all(|&has| has);
-    if has([
-        is_x86_feature_detected!("avx512f"),
-        is_x86_feature_detected!("avx512bw"),
-        is_x86_feature_detected!("avx512dq"),
-        is_x86_feature_detected!("avx512vl"),
-    ]) {
-        Level::Avx512
-    } else if is_x86_feature_detected!("avx2") {
-        Level::Avx2
-    } else {
-        Level::Plain
-    }
-});
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn avx512<R>(work: impl FnOnce() -> R) -> R {
-    work()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn avx2<R>(work: impl FnOnce() -> R) -> R {
-    work()
-}
+//! What kernels compute in loops that the compiler vectorises, for the processor's widest vectors where `multiversion` says so.
+//!
+//! A closure is compiled for the vectors of the function that it is written in, so the attribute stands on whole kernels; what they
+//! call must be inlined.
 
 /// Sums that are added side by side, so that they fill vectors.
 pub(crate) const LANES: usize = 32;
@@ -150,8 +100,8 @@ mod tests {
 
     #[test]
     fn functions_are_close_to_exact() {
-        check(|x| widest(|| exp(x)), f64::exp, 3e-7, 1e-37);
-        check(|x| widest(|| tanh(x)), f64::tanh, 4e-7, 2e-7);
+        check(exp, f64::exp, 3e-7, 1e-37);
+        check(tanh, f64::tanh, 4e-7, 2e-7);
         assert_eq!((exp(f32::NEG_INFINITY), exp(0.0)), (0.0, 1.0));
         assert!(exp(f32::NAN).is_nan() && exp(1e9).is_finite());
         // erf(0.5), erf(-1), erf(2)

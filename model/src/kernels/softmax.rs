@@ -1,29 +1,30 @@
 //! Softmax over the vocabulary, row by row: its sums, and then the gradient of the joint loss.
 
+use multiversion::multiversion;
 use tch::{Kind, Tensor};
 
 use super::operand::{Operand, elements, elements_mut};
-use super::simd::{exp, max, sum, widest};
+use super::simd::{exp, max, sum};
 use crate::error::Result;
 use crate::ops::softmax::{RowSum, Target};
 use crate::parallel;
 
 /// As [`crate::ops::softmax::row_sums`], on the host.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn row_sums(logits: &Tensor) -> Vec<RowSum> {
     let width = logits.size()[1] as usize;
     let values: &[f32] = elements(logits);
     let mut sums = vec![RowSum::default(); values.len() / width];
     let items = values.chunks_exact(width).zip(&mut sums).collect();
     parallel::for_each_item(items, |(row, out): (&[f32], &mut RowSum)| {
-        *out = widest(|| {
-            let max = max(row);
-            RowSum { max, sum: sum(row.len(), |i| exp(row[i] - max)) }
-        });
+        let max = max(row);
+        *out = RowSum { max, sum: sum(row.len(), |i| exp(row[i] - max)) };
     });
     sums
 }
 
 /// As [`crate::ops::softmax::into_grads`], on the host; f32 gradients take the logits' place.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn into_grads(
     mut logits: Tensor,
     log_sums: &[f32],
@@ -37,7 +38,7 @@ pub(crate) fn into_grads(
         let items = rows.zip(of_rows(targets, log_sums.len())).enumerate().collect();
         parallel::for_each_item(items, |(row, (values, targets)): (usize, (&mut [f32], &[Target]))| {
             let (log_sum, weight) = (log_sums[row], weights[row]);
-            widest(|| values.iter_mut().for_each(|value| *value = weight * exp(*value - log_sum)));
+            values.iter_mut().for_each(|value| *value = weight * exp(*value - log_sum));
             targets.iter().for_each(|target| values[target.token] -= target.share);
         });
         return Ok(logits);
@@ -49,7 +50,7 @@ pub(crate) fn into_grads(
     type Item<'a> = (usize, ((&'a [f32], &'a mut [half::bf16]), &'a [Target]));
     parallel::for_each_item(items, |(row, ((values, grads), targets)): Item| {
         let (log_sum, weight) = (log_sums[row], weights[row]);
-        widest(|| rounded_row(values, log_sum, weight, grads));
+        rounded_row(values, log_sum, weight, grads);
         for target in targets {
             let grad = weight * exp(values[target.token] - log_sum) - target.share;
             grads[target.token] = Operand::from_f32(grad);
