@@ -18,6 +18,8 @@ struct Case {
     vocabulary: usize,
     suppressed: Vec<i64>,
     kind: Kind,
+    /// What the states are multiplied by: scores lie close to each other or far apart.
+    scale: f64,
     config: PredictorConfig,
     seed: u64,
 }
@@ -93,10 +95,11 @@ fn cases() -> impl Strategy<Value = Case> {
     let widths = prop::collection::vec(prop_oneof![4 => 1usize..30, 1 => 30usize..400], 1..9);
     let kind = prop::sample::select(vec![Kind::Float, Kind::BFloat16]);
     let suppressed = prop::collection::vec(0i64..1300, 0..6);
-    (widths, vocabulary, suppressed, kind, config, any::<u64>()).prop_map(
-        |(widths, vocabulary, suppressed, kind, config, seed)| {
+    let scale = prop::sample::select(vec![1.0, 32.0]);
+    (widths, vocabulary, suppressed, kind, scale, config, any::<u64>()).prop_map(
+        |(widths, vocabulary, suppressed, kind, scale, config, seed)| {
             let suppressed = suppressed.into_iter().filter(|&token| token < vocabulary as i64).collect();
-            Case { widths, vocabulary, suppressed, kind, config, seed }
+            Case { widths, vocabulary, suppressed, kind, scale, config, seed }
         },
     )
 }
@@ -109,6 +112,7 @@ proptest! {
         let gaps: usize = case.widths.iter().sum();
         let (states, tokens) = (matrix(gaps, case.seed, case.kind), matrix(case.vocabulary, case.seed ^ 1, case.kind));
         let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+        let states = states * case.scale;
         let mut all = double(&states).mm(&double(&tokens).tr());
         if !case.suppressed.is_empty() {
             let _ = all.index_fill_(1, &Tensor::from_slice(&case.suppressed), f64::NEG_INFINITY);

@@ -20,6 +20,9 @@ const TILE: [usize; 2] = [512, 512];
 /// Memory for scores that have to be whole.
 const WHOLE_BYTES: usize = 64 << 20;
 
+/// Sums of weights below this are far from where one of them is cut off.
+const MOST_WEIGHT: f32 = 1e30;
+
 /// States of gaps, and the matrix that makes scores of them.
 #[derive(Debug)]
 pub(super) struct Scores<'a> {
@@ -84,7 +87,7 @@ impl Scores<'_> {
             return self.log_sums_by_torch(precise);
         }
         let parts = self.each_tile(|tile| {
-            let part = |(gap, scores)| (gap, sum_below_top(scores, precise));
+            let part = |(gap, scores)| (gap, sum_of_exponentials(scores, precise));
             tile.rows().map(part).collect::<Vec<_>>()
         })?;
         let mut sums = vec![(f32::NEG_INFINITY, 0.0); self.gaps()];
@@ -205,8 +208,15 @@ fn pieces(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     (0..len).step_by(size).map(move |start| start..len.min(start + size))
 }
 
-/// The largest score, and the sum of exponentials of the differences to it, of which there are none if all are closed.
-fn sum_below_top(scores: &[f32], precise: bool) -> (f32, f64) {
+/// A score, and the sum of exponentials of the differences to it; minus infinity and 0 if all are closed.
+fn sum_of_exponentials(scores: &[f32], precise: bool) -> (f32, f64) {
+    // most scores lie close enough to any of them, which saves the search for the largest
+    if let Some(&first) = scores.first().filter(|first| first.is_finite() && !precise) {
+        let sum = sum_of_weights(scores, first);
+        if sum < MOST_WEIGHT {
+            return (first, f64::from(sum));
+        }
+    }
     let top = largest(scores);
     if top == f32::NEG_INFINITY {
         return (top, 0.0);

@@ -22,7 +22,8 @@ pub(super) fn most(words: &[u32]) -> u32 {
     words.iter().copied().fold(0, u32::max)
 }
 
-/// Sum of e^(score - top) in f32 over scores up to `top`; what is no number is passed over.
+/// Sum of e^(score - top) in f32; what is no number is passed over. Weights from 2^-125 to 2^126 are exact to rounding, those beyond
+/// count as these.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn sum_of_weights(scores: &[f32], top: f32) -> f32 {
     let base = top * LOG2_E;
@@ -60,13 +61,15 @@ pub(super) fn sum_of_key_weights(keys: &[u64], top: f32) -> f64 {
     total
 }
 
-/// 2 to the x for x up to about 0, within 2 units in the last place; what is below -125, or no number, gives 2^-125.
+/// 2 to the x within 2 units in the last place for x from -125 to 126; what is beyond counts as these, no number as the least.
 #[inline(always)]
 fn power_of_two(x: f32) -> f32 {
     const LEAST: f32 = -125.0;
+    const MOST: f32 = 126.0;
     // Adding it leaves a whole number in the low bits of the sum.
     const SHIFT: f32 = 12_582_912.0;
     let x = if x > LEAST { x } else { LEAST };
+    let x = if x < MOST { x } else { MOST };
     let shifted = x + SHIFT;
     let rest = x - (shifted - SHIFT);
     // Cephes' polynomial for 2^r on |r| <= 1/2
@@ -86,12 +89,12 @@ mod tests {
 
     #[test]
     fn powers_are_close_to_exact() {
-        for step in 0..=128_000 {
-            let x = step as f32 / -1024.0;
+        for step in -125 * 1024..=126 * 1024 {
+            let x = step as f32 / 1024.0;
             let (found, expected) = (f64::from(power_of_two(x)), f64::from(x).exp2());
             assert!((found - expected).abs() <= 3e-7 * expected, "{x}: {found} {expected}");
         }
-        assert_eq!(power_of_two(0.0), 1.0);
+        assert_eq!([0.0, 127.0, 1e9].map(power_of_two), [1.0, 126f32.exp2(), 126f32.exp2()]);
         for lost in [-126.0, f32::MIN, f32::NEG_INFINITY, f32::NAN] {
             assert_eq!(power_of_two(lost), 125f32.exp2().recip());
         }
