@@ -95,7 +95,7 @@ impl AdamW {
         let mut packed = Packed { exp_avg, exp_avg_sq, average };
         let of_part = |part: &Part| within(decaying, part.arena.clone());
         let tasks = parts.within(window.clone()).flat_map(|part| pieces(&part, of_part(&part)));
-        match chunks(tasks, &mut flat, &mut packed, [kept, decayed]) {
+        match chunks(tasks, &window, &mut flat, &mut packed, [kept, decayed]) {
             Some(chunks) => {
                 parallel::map(chunks, Chunk::update);
                 Ok(())
@@ -140,12 +140,15 @@ fn pieces(part: &Part, decaying: impl Iterator<Item = Range<usize>>) -> Vec<(Par
 /// The tasks with their slices of all buffers, if these are in host memory.
 fn chunks<'a>(
     tasks: impl Iterator<Item = (Part, bool)>,
+    window: &Range<usize>,
     flat: &'a mut UpdateParts<'_>,
     packed: &'a mut Packed<'_>,
     [kept, decayed]: [Coefficients; 2],
 ) -> Option<Vec<Chunk<'a>>> {
     let grads = flat.grads.host()?;
-    let mut params = Cursor::new(flat.params.host_mut()?);
+    // The rest of the parameters may be on its way to other ranks.
+    let window = window.start.min(grads.len())..window.end.min(grads.len());
+    let mut params = Cursor { at: window.start, rest: flat.params.host_range_mut(window)? };
     let mut exp_avg = Cursor::new(packed.exp_avg.host_mut()?);
     let mut exp_avg_sq = Cursor::new(packed.exp_avg_sq.host_mut()?);
     let mut average = packed.average.as_mut().and_then(|average| average.host_mut()).map(Cursor::new);
