@@ -1,7 +1,7 @@
 //! The matrix products of a linear map, each sent to whichever library computes it fastest. Results are f32.
 //!
-//! On the host, products of bf16 go to MKL, which libtorch brings but does not ask: it adds up and gives out f32, adds to what
-//! is there, and takes about half the time of the oneDNN products that libtorch would call. libtorch gives f32 products to MKL,
+//! On the host, products of bf16 go to MKL, which libtorch brings but does not ask: it adds up and gives out f32 and adds to what
+//! is there, where libtorch's own products are rounded to bf16 and converted and added in passes of their own. libtorch gives f32 products to MKL,
 //! which on processors of other makers than Intel leaves more than half of their speed unused, but f32 convolutions to
 //! oneDNN, which does not. A linear map is a convolution of width 1 over a channels-last "image", so there large products go
 //! that way.
