@@ -225,8 +225,10 @@ fn a_cancelled_job_stays_so() {
 
 #[test]
 fn failures_that_may_pass_are_retried_and_others_keep_their_code() {
-    let worker = "echo $CUDA_VISIBLE_DEVICES >> gpus\n[ -e once ] && exit 4\n\
-                  [ $SLURM_PROCID = 0 ] || exec sleep 1000\necho > once\nexit 5";
+    // Rank 0 fails when both have seen that nothing has failed yet.
+    let worker = "[ -e once ] && exit 4\necho $CUDA_VISIBLE_DEVICES >> gpus\n\
+                  [ $SLURM_PROCID = 0 ] || exec sleep 1000\n\
+                  until [ $(wc -l < gpus) = 2 ]; do sleep 0.1; done\necho > once\nexit 5";
     let Some(cluster) = Cluster::start(worker, 2) else { return };
     let set = [
         "launcher=srun",
@@ -245,7 +247,7 @@ fn failures_that_may_pass_are_retried_and_others_keep_their_code() {
         1,
         "{log}"
     );
-    assert!(cluster.bench.read("gpus").lines().all(|line| line == "0,1"));
+    assert_eq!(cluster.bench.read("gpus"), "0,1\n0,1\n");
 }
 
 #[test]

@@ -100,8 +100,16 @@ impl Bench {
     /// The same with options of the launcher and arguments of the worker.
     pub fn start_with(&self, ranks: usize, options: &[&str], worker_args: &[&str]) -> Child {
         let mut command = self.command(ranks, options, worker_args);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        wait_until("the ranks are ready", || self.read("ready").lines().count() == ranks);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let start = Instant::now();
+        while self.read("ready").lines().count() != ranks {
+            if start.elapsed() > PATIENCE {
+                let _ = child.kill();
+                let said = text(&child.wait_with_output().unwrap().stderr);
+                panic!("not {ranks} ranks are ready but '{}'; the launcher said: {said}", self.read("ready"));
+            }
+            sleep(Duration::from_millis(10));
+        }
         child
     }
 
