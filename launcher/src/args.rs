@@ -65,6 +65,10 @@ pub struct RunArgs {
     /// Wait before the first restart; each further one without a new checkpoint doubles it, up to five minutes.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub restart_delay: Duration,
+    /// Ends the run, with code 5, when not every rank has been started after so long; 0 waits for ever. mpirun does not
+    /// notice a host on which its daemon dies before it has reported.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub start_timeout: u64,
     /// Ends the run, with code 5, when the heartbeat of a rank in DIR/heartbeats (DIR as in --run-dir DIR of the worker)
     /// has not changed for so long; 0 never does. Ranks without a heartbeat are not watched.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]

@@ -16,7 +16,7 @@ use std::io::{Stderr, Stdout};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -88,6 +88,11 @@ pub fn attempt(
     Ok(Ended { outcome, told_to_stop: launch.told_to_stop })
 }
 
+/// When so many seconds are over; never for 0.
+fn after(seconds: u64) -> Option<Instant> {
+    Instant::now().checked_add(Duration::from_secs(seconds)).filter(|_| seconds > 0)
+}
+
 fn read_events(events: Events, messages: SyncSender<Message>) {
     thread::spawn(move || {
         for event in events {
@@ -111,6 +116,10 @@ struct Launch<'a> {
     job: Option<u32>,
     output: Output<Stdout, Stderr>,
     started: usize,
+    /// Until when all ranks have to be; none once they are, or if they may take for ever.
+    start_by: Option<Instant>,
+    /// Whether the run is ended because they were not.
+    late: bool,
     endings: Vec<(usize, Ending)>,
     /// Whether a request to save waits for the last rank to start: before that mpirun would lose it.
     save_pending: bool,
@@ -143,6 +152,8 @@ impl<'a> Launch<'a> {
             mpirun: command.spawn().map_err(Error::io("start", &plan.mpirun))?,
             output: Output::new(plan.ranks, std::io::stdout(), std::io::stderr()),
             started: 0,
+            start_by: after(plan.start_timeout),
+            late: false,
             endings: Vec::new(),
             save_pending: false,
             told_to_stop: false,
@@ -160,13 +171,17 @@ impl<'a> Launch<'a> {
             if let Some(status) = self.mpirun.try_wait().map_err(Error::io("wait for", &self.plan.mpirun))? {
                 return Ok(status.into());
             }
-            let patience =
-                self.deadline.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+            let next = self.deadline.or(self.start_by);
+            let patience = next.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
             match messages.recv_timeout(patience) {
                 Ok(Message::Event(event)) => self.event(event),
                 Ok(Message::Signal(SIGCHLD) | Message::NoMoreEvents) => {}
                 Ok(Message::Signal(signal)) => self.signal(signal),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                Err(_) if self.deadline.is_none() => {
+                    self.late = true;
+                    self.end_now();
+                }
+                Err(_) => {
                     self.signal_mpirun(Signal::SIGKILL);
                     self.deadline = Some(Instant::now() + HARD_END);
                 }
@@ -193,8 +208,11 @@ impl<'a> Launch<'a> {
             Happening::Started { job } => {
                 self.job = self.job.or(job);
                 self.started += 1;
-                if self.started == self.plan.ranks && self.save_pending {
-                    self.ask_to_save();
+                if self.started == self.plan.ranks {
+                    self.start_by = None;
+                    if self.save_pending {
+                        self.ask_to_save();
+                    }
                 }
             }
             Happening::Output { stream, piece, ends_line } => {
@@ -264,6 +282,11 @@ impl<'a> Launch<'a> {
         let judged = match self.hangs {
             // What the ranks did when they were ended says nothing.
             Some((rank, seconds)) => Outcome::RankHangs { rank, seconds },
+            None if self.late => Outcome::NotStarted {
+                started: self.started,
+                ranks: self.plan.ranks,
+                seconds: self.plan.start_timeout,
+            },
             None => Outcome::judge(&self.endings, mpirun),
         };
         match (self.aborted, judged) {
@@ -294,7 +317,7 @@ impl<'a> Launch<'a> {
             let log = logs.join(format!("rank-{rank}.log"));
             complain(format_args!("ilm-launch: its whole output is in {}", log.display()));
         }
-        if let Outcome::MpirunFailed(_) = outcome {
+        if let Outcome::MpirunFailed(_) | Outcome::NotStarted { .. } = outcome {
             let said = fs::read_to_string(mpirun_log).unwrap_or_default();
             complain(format_args!("{}", said.trim_end()));
         }

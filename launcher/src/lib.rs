@@ -19,7 +19,7 @@
 //! | 2 | usage or configuration, of the launcher or of the worker |
 //! | 3 | data |
 //! | 4 | checkpoint |
-//! | 5 | communication between ranks, or a rank that hangs |
+//! | 5 | communication between ranks, a rank that hangs, or ranks that do not start |
 //! | 6 | non-finite loss |
 //! | 75 | preempted: a checkpoint was saved and the same command goes on from it |
 //! | 101 | panic |

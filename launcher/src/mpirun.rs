@@ -119,6 +119,7 @@ mod tests {
             worker: "/bin/ilm-worker".into(),
             worker_args: ["train", "--run-dir", "runs/a", "seed=3"].map(Into::into).into(),
             run_dir: Some("runs/a".into()),
+            start_timeout: 300,
             hang_timeout: 600,
             restarts: RestartPolicy { most: 0, delay: Duration::ZERO },
         };

@@ -7,7 +7,7 @@ use std::fmt;
 /// Exit code of a worker that saved a checkpoint because it was asked to end.
 pub const PREEMPTED: i32 = 75;
 
-/// Exit code of failed communication between ranks; a rank that hangs is reported as one.
+/// Exit code of failed communication between ranks; ranks that hang or do not start are reported as that.
 const COMMUNICATION: i32 = 5;
 
 /// How a run ended.
@@ -29,6 +29,15 @@ pub enum Outcome {
         /// Which.
         rank: usize,
         /// For how long its heartbeat had not changed.
+        seconds: u64,
+    },
+    /// Not every rank was started in time, so that the run was ended.
+    NotStarted {
+        /// How many were.
+        started: usize,
+        /// Of how many.
+        ranks: usize,
+        /// Within how long.
         seconds: u64,
     },
     /// No rank failed, but mpirun did.
@@ -79,7 +88,7 @@ impl Outcome {
             Self::Finished => 0,
             Self::Preempted => Ending::Exit(PREEMPTED).code(),
             Self::RankFailed { ending, .. } | Self::MpirunFailed(ending) => ending.code(),
-            Self::RankHangs { .. } => Ending::Exit(COMMUNICATION).code(),
+            Self::RankHangs { .. } | Self::NotStarted { .. } => Ending::Exit(COMMUNICATION).code(),
             Self::HostsUnusable { .. } => 1,
             Self::Aborted { signal } => Ending::Signal(signal).code(),
         }
@@ -99,6 +108,12 @@ impl fmt::Display for Outcome {
                 write!(
                     f,
                     "rank {rank} hangs: its heartbeat has not changed for {seconds} s; the run was ended"
+                )
+            }
+            Self::NotStarted { started, ranks, seconds } => {
+                write!(
+                    f,
+                    "only {started} of {ranks} ranks were started within {seconds} s; the run was ended"
                 )
             }
             Self::MpirunFailed(ending) => write!(f, "mpirun failed, though no rank did: {ending}"),

@@ -52,6 +52,8 @@ pub struct RunPlan {
     pub worker_args: Vec<OsString>,
     /// Run directory named by the worker's arguments.
     pub run_dir: Option<PathBuf>,
+    /// Seconds that the start of all ranks may take; 0: any number.
+    pub start_timeout: u64,
     /// Seconds for which a heartbeat may stand still; 0: for ever.
     pub hang_timeout: u64,
     /// When to start again.
@@ -82,6 +84,7 @@ impl RunPlan {
             worker: find_worker(args.worker, &wrapper)?,
             wrapper,
             run_dir,
+            start_timeout: args.start_timeout,
             hang_timeout: args.hang_timeout,
             restarts: RestartPolicy { most: args.max_restarts, delay: args.restart_delay },
             worker_args: args.worker_args,

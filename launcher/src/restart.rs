@@ -80,7 +80,7 @@ impl Restarts {
 fn is_transient(outcome: Outcome) -> bool {
     match outcome {
         Outcome::Finished | Outcome::Aborted { .. } => false,
-        Outcome::Preempted | Outcome::RankHangs { .. } => true,
+        Outcome::Preempted | Outcome::RankHangs { .. } | Outcome::NotStarted { .. } => true,
         Outcome::MpirunFailed(_) | Outcome::HostsUnusable { .. } => true,
         Outcome::RankFailed { ending: Ending::Signal(_), .. } => true,
         // Shells and container commands report a signal as 128 + n.
@@ -123,6 +123,7 @@ mod tests {
         let more = [
             (KILLED, true),
             (Outcome::RankHangs { rank: 0, seconds: 600 }, true),
+            (Outcome::NotStarted { started: 1, ranks: 2, seconds: 300 }, true),
             (Outcome::MpirunFailed(Ending::Exit(205)), true),
             (Outcome::HostsUnusable { hosts: 1 }, true),
             (Outcome::Preempted, true),

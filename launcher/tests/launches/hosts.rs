@@ -7,10 +7,15 @@ use std::process::{Command, Stdio};
 
 const RUN: &[&str] = &["train", "--run-dir", "run"];
 
-/// Runs commands here; they find their pretended host in `$PRETENDED`. Host `down` cannot be reached.
+/// Runs commands here; they find their pretended host in `$PRETENDED`. Host `down` cannot be reached, and what is started on
+/// host `mute` is never heard of. Each has a folder for temporary files, because Open MPI's daemons fail if two of them make
+/// the same one at the same moment.
 const AGENT: &str = r#"#!/bin/bash
 export PRETENDED=$1
 shift
+export TMPDIR=$TMPDIR/$PRETENDED
+mkdir -p $TMPDIR
+if [ $PRETENDED = mute ]; then exit 0; fi
 if [ $PRETENDED = down ]; then echo "ssh: connect to host down port 22: No route to host" >&2; exit 255; fi
 exec /bin/sh -c "$*"
 "#;
@@ -64,6 +69,19 @@ fn a_host_that_cannot_be_used_is_named_with_the_reason() {
         "ilm-launch: host down cannot be used: ssh: connect to host down port 22: No route to host\n";
     assert_eq!(report.matches(reason).count(), 2, "{report}");
     assert!(report.contains("starting again in 0 s because a host cannot be used"), "{report}");
+}
+
+#[test]
+fn a_host_that_starts_nothing_is_not_waited_for_for_ever() {
+    let (bench, agent) = bench("echo ran");
+    let restart = ["--max-restarts", "1", "--restart-delay", "0", "--start-timeout", "1"];
+    let hosts = ["--hosts", "node-a:1,mute:1", "--agent", &agent, "--interface", "lo"];
+    let output = bench.run(2, &[restart, hosts].concat(), RUN);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(5), String::new()));
+    let report = text(&output.stderr);
+    let reason = "ilm-launch: only 0 of 2 ranks were started within 1 s; the run was ended\n";
+    assert_eq!(report.matches(reason).count(), 2, "{report}");
+    assert_eq!(report.matches("starting again in 0 s").count(), 1, "{report}");
 }
 
 #[test]
