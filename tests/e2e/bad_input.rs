@@ -6,9 +6,7 @@ use std::process::Command;
 
 use test_support::data_dir;
 
-use crate::program::{
-    Finished, checkpoint_path, checkpoint_steps, figures, mpirun, program, run, tiny_star, worker,
-};
+use crate::program::{Finished, mpirun, program, run, tiny_star, worker};
 
 const CONFIG: i32 = 2;
 const DATA: i32 = 3;
@@ -109,28 +107,6 @@ fn a_vocabulary_that_is_not_the_checkpoints_is_refused() {
     assert!(sentence.contains("training data"), "{sentence}");
     let sentence = train_star(folder.path(), &["seed=5"]).expect(CHECKPOINT).sentence();
     assert!(sentence.contains("seed"), "{sentence}");
-}
-
-#[test]
-fn a_flipped_byte_falls_back_to_the_older_checkpoint() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    train_star(folder.path(), &[]).expect(0);
-    let before = figures(folder.path(), "loss");
-    let shard = checkpoint_path(folder.path(), 6).join("rank-00000.safetensors");
-    let mut bytes = fs::read(&shard).expect("the shard is there");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(&shard, bytes).expect("the shard can be written");
-
-    let finished = train_star(folder.path(), &[]).expect(0);
-    assert!(
-        finished.stderr.contains("step-000000006") && finished.stderr.contains("passing over"),
-        "{}",
-        finished.stderr
-    );
-    assert!(finished.stdout.contains("step-000000004"), "{}", finished.stdout);
-    assert_eq!(figures(folder.path(), "loss"), before, "steps 5 and 6 are the same again");
-    assert_eq!(checkpoint_steps(folder.path()).last(), Some(&6), "the damaged one is replaced");
 }
 
 /// Runs the worker with a small file system of its own, set up by a shell line, as its run directory.

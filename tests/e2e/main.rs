@@ -3,6 +3,7 @@
 mod bad_input;
 mod bench;
 mod checkpoints;
+mod damage;
 mod data;
 mod devices;
 mod elastic;
@@ -10,7 +11,9 @@ mod evaluation;
 mod failure;
 mod generation;
 mod golden_coverage;
+mod hosts;
 mod interface;
+mod kills;
 mod launcher;
 mod micro_batches;
 mod plan;

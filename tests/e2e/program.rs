@@ -149,6 +149,49 @@ pub fn children(parent: u32) -> Vec<u32> {
     ids.filter(|&id| parent_of(id) == Some(parent)).collect()
 }
 
+/// The worker processes that descend from `ancestor`.
+pub fn workers_below(ancestor: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    for child in children(ancestor) {
+        if name_of(child).as_deref() == Some("ilm-worker") {
+            found.push(child);
+        }
+        found.extend(workers_below(child));
+    }
+    found.sort_unstable();
+    found
+}
+
+/// Process ids of the direct children of `parent` with one of these names.
+pub fn children_called(parent: u32, names: &[&str]) -> Vec<u32> {
+    let is_called = |id: &u32| name_of(*id).is_some_and(|name| names.contains(&name.as_str()));
+    children(parent).into_iter().filter(is_called).collect()
+}
+
+/// Process ids of the programs called `name` that have `argument`, whoever started them.
+pub fn processes_with(argument: &str, name: &str) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").expect("/proc is there");
+    let has_argument = |id: &u32| {
+        let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+    };
+    let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    ids.filter(|id| name_of(*id).as_deref() == Some(name) && has_argument(id)).collect()
+}
+
+/// The name of a process, while there is one.
+pub fn name_of(id: u32) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/{id}/comm")).ok()?.trim().to_string())
+}
+
+/// A variable in the environment of a process.
+pub fn environment(id: u32, variable: &str) -> Option<String> {
+    let environment = fs::read(format!("/proc/{id}/environ")).ok()?;
+    let mut variables =
+        environment.split(|byte| *byte == 0).filter_map(|entry| std::str::from_utf8(entry).ok());
+    variables.find_map(|entry| Some(entry.strip_prefix(variable)?.strip_prefix('=')?.to_string()))
+}
+
 /// Polls until `ready` holds; fails the test if it never does.
 pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
     let started = Instant::now();

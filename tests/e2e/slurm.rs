@@ -1,17 +1,23 @@
 //! The worker under a real Slurm: a throw-away cluster of two virtual nodes on this machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::program::{Finished, checkpoint_bits, last_step, mpirun, program, run, tiny_star};
+use tempfile::TempDir;
+
+use crate::program::{
+    Finished, Signal, checkpoint_bits, figures, kill, last_step, mpirun, processes_with, program, run,
+    tiny_star, wait_until,
+};
+
+const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/slurm-one-machine.sh");
 
 const STEPS: [&str; 2] = ["trainer.max_steps=6", "checkpoint.every_n_steps=3"];
 
 /// Runs a command on a cluster that lives for its sake only.
 fn on_cluster(folder: &Path, arguments: &[&str]) -> Finished {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/slurm-one-machine.sh");
     let mut command = Command::new("bash");
-    command.arg(script).arg("with").arg(folder.join("cluster")).args(arguments).arg(program("ilm-worker"));
+    command.arg(CLUSTER).arg("with").arg(folder.join("cluster")).args(arguments).arg(program("ilm-worker"));
     command.args(tiny_star(&folder.join("run"))).args(STEPS);
     run(&mut command)
 }
@@ -30,35 +36,127 @@ fn srun_starts_ranks_that_equal_mpiruns() {
     );
 }
 
-/// A batch script of the launcher, run to its end on a cluster of its own.
-fn batch_job(folder: &Path, set: &str) {
-    let script = folder.join("job.sh");
-    let mut launch = Command::new(program("ilm-launch"));
-    launch.args(["slurm", "train", "--cluster", "one_machine", "--set", set, "-o"]).arg(&script);
-    launch.args(["--set", "log=job.log", "--"]).args(tiny_star(&folder.join("run"))).args(STEPS);
-    run(&mut launch).expect(0);
-    let cluster = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/slurm-one-machine.sh");
-    let programs = program("ilm-worker").parent().expect("programs lie in a folder").display().to_string();
-    let mut job = Command::new("bash");
-    job.arg(cluster).arg("with").arg(folder.join("cluster")).args(["sbatch", "-W"]).arg(&script);
-    job.current_dir(folder).env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap_or_default()));
-    let finished = run(&mut job);
-    let log = std::fs::read_to_string(folder.join("job.log")).unwrap_or_default();
-    assert_eq!(finished.code, 0, "{}{log}", finished.stderr);
-    assert_eq!(last_step(&folder.join("run")), 6, "{log}");
-    assert!(folder.join("run/logs/rank-1.log").exists());
+/// A cluster on which batch scripts run the programs under test, until it is dropped.
+struct Cluster {
+    folder: TempDir,
+}
+
+impl Cluster {
+    fn start(configuration: &str) -> Self {
+        let cluster = Self { folder: tempfile::tempdir().expect("a temporary folder") };
+        run(cluster.script("start").env("S1_EXTRA_CONF", configuration)).expect(0);
+        cluster
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn script(&self, what: &str) -> Command {
+        let mut command = Command::new("bash");
+        command.arg(CLUSTER).arg(what).arg(self.path("cluster"));
+        command
+    }
+
+    /// Runs a command that talks to this cluster; what it prints.
+    fn ask(&self, name: &str, arguments: &[&str]) -> String {
+        let programs = program("ilm-worker").with_file_name("").display().to_string();
+        let mut command = Command::new(name);
+        command.args(arguments).current_dir(self.folder.path());
+        command.env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap_or_default()));
+        command.env("SLURM_CONF", self.path("cluster/etc/slurm.conf"));
+        command.env("OMPI_MCA_oob_tcp_if_include", "lo").env("OMPI_MCA_btl_tcp_if_include", "lo");
+        run(&mut command).expect(0).stdout.trim().to_string()
+    }
+
+    /// Submits a job of `ilm-launch slurm`, whose number this is.
+    fn submit(&self, kind: &str, options: &[&str], worker_args: &[String]) -> String {
+        let mut arguments = vec!["slurm", kind, "--cluster", "one_machine", "--submit"];
+        arguments.extend(options);
+        arguments.push("--");
+        arguments.extend(worker_args.iter().map(String::as_str));
+        self.ask("ilm-launch", &arguments)
+    }
+
+    fn shows(&self, job: &str, what: &str) -> bool {
+        self.ask("scontrol", &["show", "job", job]).contains(what)
+    }
+
+    fn log(&self, job: &str) -> String {
+        std::fs::read_to_string(self.path(&format!("slurm-{job}.out"))).unwrap_or_default()
+    }
+
+    /// Starts a training run on both nodes and stops its ranks between two steps, so that it cannot end too early.
+    fn hold_a_run(&self, launcher: &str, steps: u64) -> (String, Vec<u32>) {
+        let run_dir = self.path("run");
+        let job = self.submit("train", &["--set", launcher], &training(&run_dir, steps));
+        wait_until("some steps", || last_step(&run_dir) >= 5);
+        let ranks = processes_with(&run_dir.display().to_string(), "ilm-worker");
+        assert_eq!(ranks.len(), 2, "{}", self.log(&job));
+        ranks.iter().for_each(|id| kill(Signal::SIGSTOP, *id));
+        (job, ranks)
+    }
+
+    /// The job has been queued again once and has come to its end, with the bits of a run of plain mpirun.
+    fn assert_went_on(&self, job: &str, steps: u64) {
+        wait_until("the job to complete", || self.shows(job, "JobState=COMPLETED"));
+        let log = self.log(job);
+        assert!(self.shows(job, "Restarts=1"), "{log}");
+        assert!(log.contains("is requeued and goes on from there") && log.contains("resuming from"), "{log}");
+        let reference = self.path("reference");
+        run(mpirun(2).args(training(&reference, steps))).expect(0);
+        let bits = |run_dir: &Path| checkpoint_bits(run_dir, steps);
+        assert!(bits(&reference) == bits(&self.path("run")), "the states differ");
+        assert_eq!(figures(&reference, "loss"), figures(&self.path("run"), "loss"));
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        run(&mut self.script("clean"));
+    }
+}
+
+fn training(run_dir: &Path, steps: u64) -> Vec<String> {
+    let mut arguments = tiny_star(run_dir);
+    arguments.extend([format!("trainer.max_steps={steps}"), "checkpoint.every_n_steps=1000".into()]);
+    arguments.extend(["data.star.validation_size=8", "data.star.test_size=8"].map(String::from));
+    arguments
+}
+
+/// Jobs of partition `urgent` take the nodes of others, which have a minute to save.
+const PREEMPTION: &str = "PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=DEFAULT GraceTime=60
+PartitionName=urgent Nodes=ALL PriorityTier=10";
+
+#[test]
+fn a_preempted_run_goes_on_when_the_nodes_are_free_and_is_evaluated_at_its_end() {
+    let cluster = Cluster::start(PREEMPTION);
+    let (job, ranks) = cluster.hold_a_run("launcher=srun", 40);
+    let each = ["--each", "--split validation", "--each", "--split test", "--after", &job];
+    let evaluations =
+        cluster.submit("evaluate", &each, &["--run-dir".into(), cluster.path("run").display().to_string()]);
+    let urgent = ["--parsable", "-p", "urgent", "-N2", "--exclusive", "--wrap", "touch urgent"];
+    let urgent = cluster.ask("sbatch", &urgent);
+    wait_until("the preemption", || !cluster.shows(&job, "PreemptTime=None"));
+    ranks.iter().for_each(|id| kill(Signal::SIGCONT, *id));
+    wait_until("the urgent job to complete", || cluster.shows(&urgent, "JobState=COMPLETED"));
+    assert!(cluster.path("urgent").exists());
+    cluster.assert_went_on(&job, 40);
+    for split in ["validation", "test"] {
+        let report = cluster.path(&format!("run/evaluations/step-000000040-{split}.json"));
+        wait_until(&format!("evaluation {evaluations}"), || report.exists());
+    }
 }
 
 #[test]
-fn a_batch_script_trains_on_two_nodes_under_srun() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    batch_job(folder.path(), "launcher=srun");
-}
-
-#[test]
-fn a_batch_script_trains_on_two_nodes_under_mpirun() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    batch_job(folder.path(), "launcher=mpirun");
+fn a_run_that_is_warned_of_its_time_limit_goes_on_under_mpirun() {
+    let cluster = Cluster::start("");
+    let (job, ranks) = cluster.hold_a_run("launcher=mpirun", 40);
+    cluster.ask("scancel", &["--batch", "--signal=USR1", &job]);
+    ranks.iter().for_each(|id| kill(Signal::SIGCONT, *id));
+    cluster.assert_went_on(&job, 40);
 }
 
 #[test]
