@@ -136,7 +136,7 @@ fn place(args: &RunArgs) -> Result<(usize, Place)> {
 }
 
 /// Nodes of the Slurm allocation in which this process runs, 0 without one.
-fn allocated_nodes() -> usize {
+pub fn allocated_nodes() -> usize {
     std::env::var("SLURM_JOB_NUM_NODES").ok().and_then(|nodes| nodes.parse().ok()).unwrap_or(0)
 }
 

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::heartbeat::unix_ms;
 use crate::outcome::Outcome;
 use crate::output::complain;
-use crate::plan::RunPlan;
+use crate::plan::{self, RunPlan};
 use crate::process;
 use crate::record::{End, Record};
 use crate::restart::{Restart, Restarts};
@@ -34,7 +34,10 @@ pub fn run(mut plan: RunPlan) -> Result<u8> {
         record.end = Some(End::now(outcome));
         note(&plan, &record);
 
-        let again = if told_to_stop { None } else { restarts.after(outcome, &mut plan.worker_args) };
+        // Slurm takes nodes away by signals to the ranks themselves: they are wanted back, and the job is queued again.
+        let wanted_back = outcome == Outcome::Preempted && plan::allocated_nodes() > 0;
+        let again =
+            if told_to_stop || wanted_back { None } else { restarts.after(outcome, &mut plan.worker_args) };
         let Some(restart) = again else { return Ok(outcome.code()) };
         announce(outcome, restart);
         if stop_comes_within(restart.delay, &received) {

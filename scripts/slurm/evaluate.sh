@@ -63,8 +63,10 @@ while :; do
     $interrupted || break
 done
 
+# The number of one job of an array may stand for all of them.
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 if ((code == 75)) && $may_requeue; then
-    echo "batch script: the ranks saved and stopped; job $SLURM_JOB_ID is requeued and goes on from there" >&2
-    scontrol requeue "$SLURM_JOB_ID"
+    echo "batch script: the ranks saved and stopped; job $job is requeued and goes on from there" >&2
+    scontrol requeue "$job"
 fi
 exit "$code"

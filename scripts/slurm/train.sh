@@ -58,8 +58,9 @@ while :; do
     $interrupted || break
 done
 
+job=$SLURM_JOB_ID
 if ((code == 75)) && $may_requeue; then
-    echo "batch script: the ranks saved and stopped; job $SLURM_JOB_ID is requeued and goes on from there" >&2
-    scontrol requeue "$SLURM_JOB_ID"
+    echo "batch script: the ranks saved and stopped; job $job is requeued and goes on from there" >&2
+    scontrol requeue "$job"
 fi
 exit "$code"

@@ -104,6 +104,7 @@ mod tests {
             "may_requeue=false",
             "agree \"GPUs per node\" 4 \"${SLURM_GPUS_ON_NODE:-}\"",
             "    1) set -- b ;;",
+            "job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID",
             "container=(apptainer exec \"$IMAGE\")",
             "    --worker \"$(command -v \"${container[0]}\")\" -- \"${container[@]:1}\" ilm-worker \"$@\" &",
             "ilm-launch run -n 4 --srun pmix --max-restarts 3 --restart-delay 10 \\",

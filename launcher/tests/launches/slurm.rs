@@ -166,7 +166,7 @@ impl Drop for Cluster {
 
 const SAVE_ONCE: &str = "RANK=${RANK:-$SLURM_PROCID}
 [ -e saved.$RANK ] && { echo resumed; exit 0; }
-trap 'echo >> saved.$RANK; exit 75' USR1
+trap 'echo >> saved.$RANK; exit 75' USR1 TERM
 echo >> ready
 while :; do sleep 0.1; done";
 
@@ -216,11 +216,19 @@ fn nothing_of_a_job_survives_a_killed_launcher_or_srun() {
 #[test]
 fn a_cancelled_job_stays_so() {
     let Some(cluster) = Cluster::start(SAVE_ONCE, 0) else { return };
-    let job = cluster.submit("train", &["launcher=srun", "mpi=none"], &[], &["--run-dir", "run"]);
-    wait_until("both ranks are ready", || cluster.bench.read("ready").lines().count() == 2);
-    cluster.run("scancel", &["--full", &job]);
-    let end = cluster.wait(&job);
-    assert!(end.contains("JobState=CANCELLED") && end.contains("Restarts=0"), "{end}");
+    // The first tells the batch shell too, the second only the ranks, which save and stop all the same.
+    for how in [&["--full"][..], &[]] {
+        let _ = fs::remove_file(cluster.bench.path().join("ready"));
+        let _ = fs::remove_file(cluster.bench.path().join("saved.0"));
+        let _ = fs::remove_file(cluster.bench.path().join("saved.1"));
+        let job = cluster.submit("train", &["launcher=srun", "mpi=none"], &[], &["--run-dir", "run"]);
+        wait_until("both ranks are ready", || cluster.bench.read("ready").lines().count() == 2);
+        cluster.run("scancel", &[how, &[job.as_str()]].concat());
+        wait_until("the job is over", || cluster.run("squeue", &["--noheader"]).is_empty());
+        let end = cluster.wait(&job);
+        assert!(end.contains("JobState=CANCELLED") && end.contains("Restarts=0"), "{how:?}: {end}");
+        assert!(!cluster.log(&job).contains("is requeued"), "{how:?}: {}", cluster.log(&job));
+    }
 }
 
 #[test]
