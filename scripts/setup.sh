@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh         libtorch for CPUs (a download of about 600 MB, 1.2 GB on disk)
 #   scripts/setup.sh --gpu   libtorch with everything CUDA needs (several GB)
-#   scripts/setup.sh --test  also what only the tests need: Slurm, shellcheck, and Python packages (an S3 server, writers of
+#   scripts/setup.sh --test  also what only the tests need: Slurm, shellcheck, ip, and Python packages (an S3 server, writers of
 #                            Parquet files, NCCL)
 #
 # For Debian and Ubuntu on x86_64, as root or with sudo; on other systems it works where the tools are there already.
@@ -94,8 +94,9 @@ missing_packages() {
     has git || echo git
     if $for_tests; then
         has shellcheck || echo shellcheck
-        # slurmctld and slurmd are in sbin, which is not in everybody's PATH.
-        PATH=$PATH:/usr/sbin
+        # Some are in sbin, which is not in everybody's PATH.
+        PATH=$PATH:/usr/sbin:/sbin
+        { has ip && has bridge; } || echo iproute2
         { has munged && has slurmctld && has slurmd && has srun; } ||
             printf '%s\n' munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins
         python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv

@@ -93,11 +93,12 @@ struct Attempt<'a> {
 
 impl<'a> Attempt<'a> {
     /// Waits for one whose mpirun is not that of `before`.
-    fn next(launcher: u32, run_dir: &'a Path, before: u32) -> Self {
+    fn next(launcher: &mut Launcher, run_dir: &'a Path, before: u32) -> Self {
         let mut found = None;
         wait_until("the next attempt", || {
-            let mpirun =
-                children_called(launcher, &["mpirun", "orterun"]).into_iter().find(|id| *id != before);
+            assert!(launcher.child.try_wait().is_ok_and(|end| end.is_none()), "{}", launcher.said());
+            let mpirun = children_called(launcher.child.id(), &["mpirun", "orterun"]);
+            let mpirun = mpirun.into_iter().find(|id| *id != before);
             let mut workers = mpirun.map(workers_below).unwrap_or_default();
             let rank = |id: &u32| environment(*id, "OMPI_COMM_WORLD_RANK");
             workers.sort_by_key(rank);
@@ -235,11 +236,29 @@ fn plan(count: usize, random: &mut ChaCha8Rng) -> Vec<(Moment, Victim)> {
 }
 
 /// A launcher that a failed test does not leave behind; its ranks end with it.
-struct Launcher(Child);
+struct Launcher {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Launcher {
+    fn start(run_dir: &Path) -> Self {
+        // A file, because what is said of many kills would fill a pipe that nobody reads meanwhile.
+        let log = run_dir.with_extension("log");
+        let mut command = launch(run_dir, 1_000_000);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(fs::File::create(&log).expect("a file can be made"));
+        Self { child: command.spawn().expect("the launcher can be started"), log }
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).expect("a readable file")
+    }
+}
 
 impl Drop for Launcher {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        let _ = self.child.kill();
     }
 }
 
@@ -247,15 +266,10 @@ impl Drop for Launcher {
 fn disturbed(run_dir: &Path, kills: usize, seed: u64) -> (u64, Tally) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let plan = plan(kills, &mut random);
-    // A file, because what is said of many kills would fill a pipe that nobody reads meanwhile.
-    let said = run_dir.with_extension("log");
-    let log = fs::File::create(&said).expect("a file can be made");
-    let mut command = launch(run_dir, 1_000_000);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    let mut child = Launcher(command.spawn().expect("the launcher can be started"));
+    let mut launcher = Launcher::start(run_dir);
     let (mut mpirun, mut tally) = (0, Tally::new());
     for (index, (moment, victim)) in plan.into_iter().enumerate() {
-        let mut attempt = Attempt::next(child.0.id(), run_dir, mpirun);
+        let mut attempt = Attempt::next(&mut launcher, run_dir, mpirun);
         mpirun = attempt.mpirun;
         if index % 2 == 1 {
             wait_until("a new checkpoint", || newest(run_dir) > attempt.checkpoint);
@@ -263,11 +277,11 @@ fn disturbed(run_dir: &Path, kills: usize, seed: u64) -> (u64, Tally) {
         let delay = LONGEST_DELAY.mul_f64(random.random());
         *tally.entry((attempt.kill_at(moment, victim, delay), victim)).or_default() += 1;
     }
-    let last = Attempt::next(child.0.id(), run_dir, mpirun);
+    let last = Attempt::next(&mut launcher, run_dir, mpirun);
     wait_until("a new checkpoint", || newest(run_dir) > last.checkpoint);
-    kill(Signal::SIGTERM, child.0.id());
-    let status = child.0.wait().expect("the launcher is the test's own");
-    let said = fs::read_to_string(said).expect("a readable file");
+    kill(Signal::SIGTERM, launcher.child.id());
+    let status = launcher.child.wait().expect("the launcher is the test's own");
+    let said = launcher.said();
     assert_eq!(status.code(), Some(75), "{said}");
     assert_eq!(said.matches("starting again in 0 s").count(), kills, "{said}");
     (newest(run_dir), tally)

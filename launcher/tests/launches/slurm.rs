@@ -1,6 +1,7 @@
 //! Batch scripts: the shipped ones are current, all are clean, and they do under a real Slurm what they promise.
 
 use crate::support::{Bench, LAUNCHER, make_executable, send, text, wait_until};
+use nix::unistd::Uid;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -94,11 +95,11 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// `None` where Slurm is not installed.
+    /// `None` where Slurm is not installed or may not be started.
     fn start(worker: &str, gpus: u32) -> Option<Self> {
         let bench = Bench::new(worker);
-        if !Path::new("/usr/sbin/slurmctld").exists() {
-            eprintln!("skipped: Slurm is not installed; scripts/setup.sh --test does that");
+        if !Path::new("/usr/sbin/slurmctld").exists() || !Uid::effective().is_root() {
+            eprintln!("skipped: a cluster needs root, and Slurm, which scripts/setup.sh --test installs");
             return None;
         }
         let programs = bench.path().join("bin");
