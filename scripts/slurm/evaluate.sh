@@ -31,6 +31,8 @@ agree nodes 1 "${SLURM_JOB_NUM_NODES:-}"
 agree tasks 8 "${SLURM_NTASKS:-}"
 agree "CPUs per task" 8 "${SLURM_CPUS_PER_TASK:-}"
 agree "GPUs per node" 8 "${SLURM_GPUS_ON_NODE:-}"
+[[ " $(srun --mpi=list 2>&1) " =~ [[:space:]]pmix[[:space:],] ]] ||
+    fail "srun has no MPI plug-in 'pmix' here; give the cluster's settings another 'mpi', or launcher = \"mpirun\""
 
 case ${SLURM_ARRAY_TASK_ID:-} in
     0) set -- evaluate --run-dir runs/lm1b_ilm --split validation ;;

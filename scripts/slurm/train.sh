@@ -30,6 +30,8 @@ agree nodes 2 "${SLURM_JOB_NUM_NODES:-}"
 agree tasks 16 "${SLURM_NTASKS:-}"
 agree "CPUs per task" 8 "${SLURM_CPUS_PER_TASK:-}"
 agree "GPUs per node" 8 "${SLURM_GPUS_ON_NODE:-}"
+[[ " $(srun --mpi=list 2>&1) " =~ [[:space:]]pmix[[:space:],] ]] ||
+    fail "srun has no MPI plug-in 'pmix' here; give the cluster's settings another 'mpi', or launcher = \"mpirun\""
 
 set -- --experiment lm1b_ilm --run-dir runs/lm1b_ilm
 

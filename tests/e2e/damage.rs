@@ -63,7 +63,7 @@ fn truncate(file: &Path, bytes: u64) {
 }
 
 fn forbid(file: &Path) {
-    fs::set_permissions(file, fs::Permissions::from_mode(0)).expect("the file is the test's own");
+    fs::set_permissions(file, fs::Permissions::from_mode(0o000)).expect("the file is the test's own");
 }
 
 /// A kind of damage: its name, what it does to a run, what is said of the newest checkpoint, and the step that is used.

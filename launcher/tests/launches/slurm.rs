@@ -260,7 +260,7 @@ fn failures_that_may_pass_are_retried_and_others_keep_their_code() {
 }
 
 #[test]
-fn an_allocation_that_differs_from_the_script_starts_nothing() {
+fn a_cluster_that_differs_from_the_script_starts_nothing() {
     let Some(cluster) = Cluster::start("echo > ran", 0) else { return };
     fs::write(
         cluster.bench.path().join("job.sh"),
@@ -272,6 +272,12 @@ fn an_allocation_that_differs_from_the_script_starts_nothing() {
     assert!(end.contains("ExitCode=2:0"), "{end}");
     let said = "batch script: the allocation has 1 nodes, but this script was written for 2;";
     assert!(cluster.log(job.trim()).contains(said), "{}", cluster.log(job.trim()));
+
+    let job = cluster.submit("train", &["launcher=srun", "mpi=pmi9"], &[], &["--run-dir", "run"]);
+    let end = cluster.wait(&job);
+    assert!(end.contains("ExitCode=2:0"), "{end}");
+    let said = "batch script: srun has no MPI plug-in 'pmi9' here;";
+    assert!(cluster.log(&job).contains(said), "{}", cluster.log(&job));
     assert_eq!(cluster.bench.read("ran"), "");
 }
 
