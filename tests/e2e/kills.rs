@@ -309,7 +309,7 @@ fn a_run_killed_ten_times_ends_with_the_same_bits() {
 }
 
 #[test]
-#[ignore = "takes minutes: cargo nextest run --release -p test-support --run-ignored only kills"]
+#[ignore = "takes minutes: cargo nextest run --release -p test-support --run-ignored only fifty"]
 fn a_run_killed_fifty_times_ends_with_the_same_bits() {
     check(50, 2);
 }
