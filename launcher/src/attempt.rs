@@ -7,6 +7,7 @@ use crate::outcome::Outcome;
 use crate::output::{Output, complain};
 use crate::plan::{Place, RunPlan};
 use crate::session::{Events, Session};
+use crate::trace::{self, Trace};
 use crate::{hosts, leftovers, mpirun, process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -273,19 +274,31 @@ impl<'a> Launch<'a> {
         }
     }
 
+    /// Says where the rank to blame was, and who was behind if one rank only waited for another.
+    fn report_places(&self, outcome: Outcome, blamed: usize) {
+        let Some(run_dir) = &self.plan.run_dir else { return };
+        let traces = Trace::read_all(run_dir, self.plan.ranks, self.began);
+        let now = SystemTime::now();
+        if let Some(trace) = traces.iter().find(|trace| trace.rank == blamed) {
+            complain(format_args!("ilm-launch: its {}", trace.describe(now)));
+        }
+        let behind = trace::furthest_behind(&traces).filter(|_| outcome.is_about_waiting());
+        if let Some(behind) = behind.filter(|trace| trace.rank != blamed) {
+            complain(format_args!(
+                "ilm-launch: rank {} is furthest behind, the others waited for it; its {}",
+                behind.rank,
+                behind.describe(now)
+            ));
+        }
+    }
+
     fn report(&self, outcome: Outcome, logs: &Path, mpirun_log: &Path) {
         if outcome == Outcome::Finished {
             return;
         }
         complain(format_args!("ilm-launch: {outcome}"));
         if let Some(rank) = outcome.blamed() {
-            if let Some(beat) = self.heartbeats().iter().find(|beat| beat.rank == rank) {
-                let age = beat.age(SystemTime::now()).as_secs();
-                complain(format_args!(
-                    "ilm-launch: its last heartbeat, {age} s ago on {}: {beat}",
-                    beat.host
-                ));
-            }
+            self.report_places(outcome, rank);
             // The output of an only rank stands right above.
             let lines = if self.plan.ranks > 1 { self.output.last_lines(rank) } else { Vec::new() };
             for line in lines {

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::program::{
-    Signal, checkpoint_steps, children, kill, last_step, program, run, start, tiny_star, wait, wait_until,
+    Signal, checkpoint_steps, is_alive, kill, last_step, program, run, start, tiny_star, wait, wait_until,
+    workers_below,
 };
 
 fn launch(ranks: usize, arguments: &[String]) -> Command {
@@ -58,25 +59,4 @@ fn a_killed_rank_is_named_and_ends_the_others() {
     assert_eq!(finished.code, 128 + 9, "{}", finished.stderr);
     assert!(finished.stderr.contains("failed first"), "{}", finished.stderr);
     wait_until("the other rank to end", || workers.iter().all(|id| !is_alive(*id)));
-}
-
-/// The worker processes that descend from `ancestor`.
-fn workers_below(ancestor: u32) -> Vec<u32> {
-    let mut found = Vec::new();
-    for child in children(ancestor) {
-        if name_of(child).as_deref() == Some("ilm-worker") {
-            found.push(child);
-        }
-        found.extend(workers_below(child));
-    }
-    found.sort_unstable();
-    found
-}
-
-fn name_of(id: u32) -> Option<String> {
-    Some(std::fs::read_to_string(format!("/proc/{id}/comm")).ok()?.trim().to_string())
-}
-
-fn is_alive(id: u32) -> bool {
-    name_of(id).as_deref() == Some("ilm-worker")
 }
