@@ -123,6 +123,8 @@ struct Launch<'a> {
     aborted: Option<i32>,
     /// A rank that hangs, and for how many seconds.
     hangs: Option<(usize, u64)>,
+    /// When a run that hangs was ended, in milliseconds since 1970.
+    ended_at: Option<u64>,
     /// When mpirun is killed.
     deadline: Option<Instant>,
 }
@@ -150,6 +152,7 @@ impl<'a> Launch<'a> {
             asked_to_end: false,
             aborted: None,
             hangs: None,
+            ended_at: None,
             deadline: None,
         })
     }
@@ -242,6 +245,7 @@ impl<'a> Launch<'a> {
             return;
         }
         let now = SystemTime::now();
+        self.ended_at = Some(unix_ms(now));
         let is_still = |beat: &Heartbeat| beat.rank == rank || beat.age(now).as_secs() >= seconds;
         let still: Vec<Heartbeat> = self.heartbeats().into_iter().filter(is_still).collect();
         self.hangs = Some((heartbeat::last_of(&still).map_or(rank, |beat| beat.rank), seconds));
@@ -277,13 +281,17 @@ impl<'a> Launch<'a> {
     /// Says where the rank to blame was, and who was behind if one rank only waited for another.
     fn report_places(&self, outcome: Outcome, blamed: usize) {
         let Some(run_dir) = &self.plan.run_dir else { return };
-        let traces = Trace::read_all(run_dir, self.plan.ranks, self.began);
-        let now = SystemTime::now();
-        if let Some(trace) = traces.iter().find(|trace| trace.rank == blamed) {
-            complain(format_args!("ilm-launch: its {}", trace.describe(now)));
+        let read = |until| Trace::read_all(run_dir, self.plan.ranks, self.began, until);
+        let (now, ended) = (SystemTime::now(), self.ended_at.unwrap_or(u64::MAX));
+        let traces = read(ended);
+        let Some(blamed) = traces.iter().find(|trace| trace.rank == blamed) else { return };
+        complain(format_args!("ilm-launch: its {}", blamed.describe(now)));
+        if !outcome.is_about_waiting() {
+            return;
         }
-        let behind = trace::furthest_behind(&traces).filter(|_| outcome.is_about_waiting());
-        if let Some(behind) = behind.filter(|trace| trace.rank != blamed) {
+        // It was this rank that ended the others, unless it was the launcher.
+        let traces = read(self.ended_at.unwrap_or(blamed.last_sign()));
+        if let Some(behind) = trace::furthest_behind(&traces).filter(|trace| trace.rank != blamed.rank) {
             complain(format_args!(
                 "ilm-launch: rank {} is furthest behind, the others waited for it; its {}",
                 behind.rank,

@@ -56,10 +56,10 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// The record of `rank` if its process began at `since` (milliseconds since 1970) or later.
-    pub fn read(run_dir: &Path, rank: usize, since: u64) -> Option<Self> {
+    /// The record of `rank`, as it was at `until`, if its process began at `since` or later, both in milliseconds since 1970.
+    pub fn read(run_dir: &Path, rank: usize, since: u64, until: u64) -> Option<Self> {
         let content = fs::read(folder(run_dir).join(format!("rank-{rank}.flight"))).ok()?;
-        let (began, flight) = parse(&content)?;
+        let (began, flight) = parse(&content, until)?;
         (began >= since).then_some(flight)
     }
 }
@@ -108,15 +108,15 @@ impl Record {
     }
 }
 
-/// When the process began to write, in milliseconds since 1970, and where it was at the end.
-fn parse(content: &[u8]) -> Option<(u64, Flight)> {
+/// When the process began to write, in milliseconds since 1970, and where it was at `until`.
+fn parse(content: &[u8], until: u64) -> Option<(u64, Flight)> {
     if !content.starts_with(MAGIC) {
         return None;
     }
     let places = content.get(HEAD..)?.chunks_exact(RECORD);
     let count = places.len();
     let records = places.enumerate().filter_map(|(place, whole)| Record::parse(whole, place, count));
-    let mut records: Vec<Record> = records.collect();
+    let mut records: Vec<Record> = records.filter(|record| record.ms <= until).collect();
     records.sort_unstable_by_key(|record| record.number);
 
     let mut open: Vec<&Record> = Vec::new();
@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn text(content: &[u8]) -> Option<String> {
-        parse(content).map(|(_, flight)| flight.to_string())
+        parse(content, u64::MAX).map(|(_, flight)| flight.to_string())
     }
 
     #[test]
@@ -183,7 +183,7 @@ mod tests {
         let expected = "phase train, step 8, last collective gradients (number 5, 64 bytes), which had ended";
         assert_eq!(text(&file(&ended, 8)).as_deref(), Some(expected));
         assert_eq!(text(&file(&ended[..1], 8)).as_deref(), Some("phase train, step 7"));
-        let inside = parse(&file(&begun[..2], 8)).unwrap().1.inside.unwrap();
+        let inside = parse(&file(&begun, 8), 115).unwrap().1.inside.unwrap();
         assert_eq!((inside.0.sequence, inside.1), (4, 110));
     }
 
@@ -191,18 +191,18 @@ mod tests {
     fn records_that_are_cut_off_or_of_the_round_before_are_passed_over() {
         let mut content =
             file(&[(9, 90, 9, 1, 0), (6, 60, 6, 1, 0), (7, 70, 7, BEGUN, 3), (8, 80, 8, ENDED, 3)], 4);
-        assert_eq!(parse(&content).map(|(began, flight)| (began, flight.step)), Some((50, 9)));
+        assert_eq!(parse(&content, u64::MAX).map(|(began, flight)| (began, flight.step)), Some((50, 9)));
         let newest = HEAD + 9 % 4 * RECORD;
         content[newest..newest + 8].fill(0);
-        assert_eq!(parse(&content).map(|(_, flight)| flight.step), Some(8), "it was being written");
+        assert_eq!(parse(&content, u64::MAX).map(|(_, flight)| flight.step), Some(8), "it was being written");
         for length in 0..content.len() {
             // Whatever is there of a file, reading it ends well.
-            let _ = parse(&content[..length]);
+            let _ = parse(&content[..length], u64::MAX);
         }
-        assert_eq!(parse(&vec![0xff; content.len()]), None);
+        assert_eq!(parse(&vec![0xff; content.len()], u64::MAX), None);
         let mut wild = content.clone();
         wild[HEAD..].fill(0xff);
-        let _ = parse(&wild);
+        let _ = parse(&wild, u64::MAX);
     }
 
     #[test]
@@ -210,7 +210,7 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         fs::create_dir(folder(run.path())).unwrap();
         fs::write(folder(run.path()).join("rank-3.flight"), file(&[(1, 60, 7, 1, 0)], 4)).unwrap();
-        assert_eq!(Flight::read(run.path(), 3, 50).map(|flight| flight.step), Some(7));
-        assert_eq!((Flight::read(run.path(), 3, 51), Flight::read(run.path(), 2, 0)), (None, None));
+        assert_eq!(Flight::read(run.path(), 3, 50, 60).map(|flight| flight.step), Some(7));
+        assert_eq!(Flight::read(run.path(), 3, 51, 60).or(Flight::read(run.path(), 2, 0, 60)), None);
     }
 }

@@ -20,12 +20,16 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Those of `ranks` ranks that began at `since` (milliseconds since 1970) or later and left something.
-    pub fn read_all(run_dir: &Path, ranks: usize, since: u64) -> Vec<Self> {
-        let trace = |rank| Self {
-            rank,
-            heartbeat: heartbeat::read(run_dir, rank, since),
-            flight: Flight::read(run_dir, rank, since),
+    /// Those of `ranks` ranks that began at `since` or later and left something, as it was at `until`, both in milliseconds since
+    /// 1970. What a stopped rank did later says nothing: mpirun lets it go on before it ends it.
+    pub fn read_all(run_dir: &Path, ranks: usize, since: u64, until: u64) -> Vec<Self> {
+        let trace = |rank| {
+            let heartbeat = heartbeat::read(run_dir, rank, since);
+            Self {
+                rank,
+                heartbeat: heartbeat.filter(|beat| beat.updated_unix_ms <= until),
+                flight: Flight::read(run_dir, rank, since, until),
+            }
         };
         let left_something = |trace: &Self| trace.heartbeat.is_some() || trace.flight.is_some();
         (0..ranks).map(trace).filter(left_something).collect()
@@ -56,7 +60,7 @@ impl Trace {
     }
 
     /// Its last sign of life, in milliseconds since 1970.
-    fn last_sign(&self) -> u64 {
+    pub fn last_sign(&self) -> u64 {
         let by_flight = self.flight.as_ref().map_or(0, |flight| flight.last_unix_ms);
         by_flight.max(self.heartbeat.as_ref().map_or(0, |beat| beat.updated_unix_ms))
     }

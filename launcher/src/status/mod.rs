@@ -165,7 +165,8 @@ fn ranks(
         } else {
             RankState::Stale
         };
-        let flight = Flight::read(run_dir, heartbeat.rank, 0).filter(|flight| flight.pid == heartbeat.pid);
+        let flight =
+            Flight::read(run_dir, heartbeat.rank, 0, u64::MAX).filter(|flight| flight.pid == heartbeat.pid);
         RankStatus { state, age_s: age.as_secs_f64(), heartbeat, flight }
     };
     let mut ranks: Vec<RankStatus> = heartbeat::read_all(run_dir).into_iter().map(rank_status).collect();

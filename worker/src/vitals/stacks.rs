@@ -17,6 +17,9 @@ const THREADS: usize = 128;
 /// How long a thread may take to answer.
 const PATIENCE: Duration = Duration::from_millis(200);
 
+/// How a frame of the handler shows.
+const HERE: &str = "(stacks.rs:";
+
 static ADDRESSES: [AtomicUsize; FRAMES] = [const { AtomicUsize::new(0) }; FRAMES];
 static FOUND: AtomicUsize = AtomicUsize::new(0);
 static ANSWERED: AtomicBool = AtomicBool::new(false);
@@ -116,8 +119,10 @@ impl fmt::Display for Stacks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (stack, names) in &self.found {
             writeln!(f, "  {}", names.join(", "))?;
-            // The innermost frames are those of the handler.
-            for line in stack.iter().flat_map(|address| lines(*address)).skip_while(|line| is_handler(line)) {
+            let frames: Vec<Vec<String>> = stack.iter().map(|address| lines(*address)).collect();
+            // The innermost frames are those of the handler and of the kernel's call of it.
+            let handler = frames.iter().rposition(|lines| lines.iter().any(|line| line.contains(HERE)));
+            for line in frames.iter().skip(handler.map_or(0, |at| at + 2)).flatten() {
                 writeln!(f, "    {line}")?;
             }
         }
@@ -128,20 +133,20 @@ impl fmt::Display for Stacks {
     }
 }
 
-fn is_handler(line: &str) -> bool {
-    ["backtrace", "stacks::answer", "__restore_rt"].iter().any(|part| line.contains(part))
-}
-
 /// The functions at an address: several where one was compiled into another.
 fn lines(address: usize) -> Vec<String> {
     let mut lines = Vec::new();
     backtrace::resolve(address as *mut c_void, |symbol| {
         let name = symbol.name().map_or_else(|| format!("{address:#x}"), |name| format!("{name:#}"));
+        // What a function is generic over fills pages.
+        let name = name
+            .split_once('<')
+            .map_or(name.as_str(), |(head, _)| if head.is_empty() { &name } else { head });
         let place = symbol.filename().and_then(|file| file.file_name()).zip(symbol.lineno());
         let place = place.map(|(file, line)| format!(" ({}:{line})", file.display()));
-        lines.push(name + &place.unwrap_or_default());
+        lines.push(format!("{name}{}", place.unwrap_or_default()));
     });
-    if lines.is_empty() {
+    if lines.is_empty() && address > 0 {
         lines.push(format!("{address:#x}"));
     }
     lines
