@@ -48,7 +48,7 @@ impl SlowDisk {
     pub fn training(&self, world_size: usize) -> Command {
         let mut command = ranks(world_size);
         command.args(["--experiment", "lm1b_ilm", "model=rotary_tiny", "trainer.threads=1", "block_size=32"]);
-        command.args(["per_device_batch_size=4", "global_batch_size=8", "checkpoint.every_n_steps=1000000"]);
+        command.args(["per_device_batch_size=4", "global_batch_size=8"]);
         command.args(["data.canonical_lanes=2", "data.window_groups=1", "data.threads=1"]);
         command.args(["data.prefetch_steps=1", "data.read_ahead_steps=0", "trainer.log_every_n_steps=1"]);
         command.arg(format!("data.train={}", self.path("tokens/train-*.parquet").display()));

@@ -38,9 +38,9 @@ impl Steps<'_, '_> {
         let mut loader = self.loader(schedule.clone(), state.position)?;
         let mut view = self.view(state.step)?;
         let first_step = state.step;
+        vitals::step(first_step);
         let _phase = vitals::phase(Phase::Train);
         while state.step < config.trainer.max_steps {
-            vitals::step(state.step);
             let started = Instant::now();
             let Some(batch) = self.next_batch(&mut loader, state)? else { break };
             if state.step == first_step {
@@ -55,6 +55,7 @@ impl Steps<'_, '_> {
             };
             let figures = train_step(state, config, self.comm, &mut self.reducer, &batch, flags);
             let figures = figures.or_else(|error| self.keep_what_was_saved(error))?;
+            vitals::step(state.step);
             if figures.global.given_up {
                 return self.stop(state, view.as_ref());
             }
