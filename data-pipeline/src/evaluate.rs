@@ -9,7 +9,7 @@ use crate::{
     drop::SampleKey,
     error::{Error, Result},
     loader::read,
-    prefetch::{Prefetch, Stop},
+    prefetch::{Next, Prefetch, Stop},
     prompts::PromptBatch,
     read_ahead::ReadAhead,
 };
@@ -65,7 +65,7 @@ pub struct EvalLoader<B> {
     /// None for a batch without rows.
     items: Prefetch<Option<B>>,
     left: u64,
-    _ahead: ReadAhead,
+    ahead: ReadAhead,
 }
 
 impl EvalLoader<PackedBatch> {
@@ -127,7 +127,32 @@ impl<B: Send + 'static> EvalLoader<B> {
             Ok((!samples.is_empty()).then(|| collate(&samples)))
         };
         let items = Prefetch::spawn(threads, prefetch, jobs, make)?;
-        Ok(Self { items, left: plan.batches(), _ahead: ahead })
+        Ok(Self { items, left: plan.batches(), ahead })
+    }
+}
+
+impl<B: Send + 'static> EvalLoader<B> {
+    /// The next batch, unless `stop` holds before it is ready; it is asked several times a second.
+    ///
+    /// # Errors
+    /// The first error of reading or tokenising; [`Error::LoaderStopped`] after the panic of a data thread.
+    pub fn next_unless(&mut self, stop: &dyn Fn() -> bool) -> Result<Next<B>> {
+        while self.left > 0 {
+            let item = match self.items.next_unless(stop) {
+                Next::Item(item) => item,
+                Next::End => Err(Error::LoaderStopped),
+                Next::Stopped => {
+                    self.left = 0;
+                    self.ahead.leave();
+                    return Ok(Next::Stopped);
+                }
+            };
+            self.left = if item.is_ok() { self.left - 1 } else { 0 };
+            if let Some(batch) = item? {
+                return Ok(Next::Item(batch));
+            }
+        }
+        Ok(Next::End)
     }
 }
 
@@ -135,14 +160,11 @@ impl<B: Send + 'static> Iterator for EvalLoader<B> {
     type Item = Result<B>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.left > 0 {
-            let item = self.items.next().unwrap_or(Err(Error::LoaderStopped));
-            self.left = if item.is_ok() { self.left - 1 } else { 0 };
-            if let Some(item) = item.transpose() {
-                return Some(item);
-            }
+        match self.next_unless(&|| false) {
+            Ok(Next::Item(batch)) => Some(Ok(batch)),
+            Ok(Next::End | Next::Stopped) => None,
+            Err(error) => Some(Err(error)),
         }
-        None
     }
 }
 

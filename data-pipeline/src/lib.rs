@@ -56,6 +56,7 @@ pub use crate::{
     permutation::Permutation,
     plan::BatchPlan,
     pool::{BatchPool, HostMemory, HostSlab, PlainMemory},
+    prefetch::Next,
     prepare::{LengthRule, PrepareOptions, PrepareReport, prepare},
     progress::{Amounts, Progress},
     prompts::PromptBatch,

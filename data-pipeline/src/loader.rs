@@ -11,7 +11,7 @@ use crate::{
     order::GlobalOrder,
     plan::BatchPlan,
     pool::BatchPool,
-    prefetch::{Prefetch, Stop},
+    prefetch::{Next, Prefetch, Stop},
     read_ahead::ReadAhead,
     schedule::{Schedule, Steps},
 };
@@ -74,6 +74,7 @@ pub struct TrainLoader {
     ahead: ReadAhead,
     /// The steps that were not taken yet.
     steps: Steps,
+    /// Whether nothing can be taken any more.
     stopped: bool,
 }
 
@@ -113,15 +114,34 @@ impl TrainLoader {
     /// thread, [`Error::LoaderStopped`].
     #[expect(clippy::should_implement_trait, reason = "callers want `?`, and the end is not the usual case")]
     pub fn next(&mut self) -> Result<Option<StepBatch>> {
+        match self.next_unless(&|| false)? {
+            Next::Item(step) => Ok(Some(step)),
+            Next::End => Ok(None),
+            Next::Stopped => Err(Error::LoaderStopped),
+        }
+    }
+
+    /// The same, unless `stop` holds before the step is ready; it is asked several times a second.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next); a loader whose wait was given up is stopped.
+    pub fn next_unless(&mut self, stop: &dyn Fn() -> bool) -> Result<Next<StepBatch>> {
         if self.stopped {
             return Err(Error::LoaderStopped);
         }
         if self.steps.next().is_none() {
-            return Ok(None);
+            return Ok(Next::End);
         }
-        let step = self.items.next().unwrap_or(Err(Error::LoaderStopped));
-        self.stopped = step.is_err();
-        step.map(Some)
+        let step = match self.items.next_unless(stop) {
+            Next::Item(step) => step.map(Next::Item),
+            Next::End => Err(Error::LoaderStopped),
+            Next::Stopped => {
+                self.ahead.leave();
+                Ok(Next::Stopped)
+            }
+        };
+        self.stopped = !matches!(step, Ok(Next::Item(_)));
+        step
     }
 
     /// How far the loader is ahead at this moment.

@@ -10,11 +10,26 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::error::{Error, Result};
+
+/// How often somebody who waits for an item asks whether he still should.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What waiting for an item came to.
+#[derive(Debug)]
+pub enum Next<T> {
+    /// The item.
+    Item(T),
+    /// There are no more.
+    End,
+    /// The wait was given up. The threads are left to themselves from then on: one may hang in a read that never ends.
+    Stopped,
+}
 
 /// The items of jobs, in the order of the jobs.
 pub(crate) struct Prefetch<T> {
@@ -66,12 +81,35 @@ impl<T: Send + 'static> Prefetch<T> {
         Ok(prefetch)
     }
 
-    /// The next item; `None` when its thread has ended, which is after the last item, an error or a panic.
-    pub fn next(&mut self) -> Option<Result<T>> {
-        let item = self.channels.front()?.recv().ok()?;
+    /// The next item, waited for.
+    #[cfg(test)]
+    fn next(&mut self) -> Option<Result<T>> {
+        match self.next_unless(&|| false) {
+            Next::Item(item) => Some(item),
+            Next::End | Next::Stopped => None,
+        }
+    }
+
+    /// The next item, unless `stop` holds before it is there; the end when its thread has ended, which is after the last item, an
+    /// error or a panic.
+    pub fn next_unless(&mut self, stop: &dyn Fn() -> bool) -> Next<Result<T>> {
+        let Some(channel) = self.channels.front() else { return Next::End };
+        let item = loop {
+            match channel.recv_timeout(ASK_AGAIN) {
+                Ok(item) => break item,
+                Err(RecvTimeoutError::Disconnected) => return Next::End,
+                Err(RecvTimeoutError::Timeout) if !stop() => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    self.shared.stop.store(true, Ordering::Relaxed);
+                    self.channels.clear();
+                    self.threads.clear();
+                    return Next::Stopped;
+                }
+            }
+        };
         self.shared.ready.fetch_sub(1, Ordering::Relaxed);
         self.channels.rotate_left(1);
-        Some(item)
+        Next::Item(item)
     }
 
     /// Finished items that wait to be taken.
@@ -181,6 +219,20 @@ mod tests {
             Ok(0u64)
         };
         drop(Prefetch::spawn(2, 2, 0..10, make).unwrap());
+    }
+
+    #[test]
+    fn a_wait_that_is_given_up_ends_though_the_thread_does_not() {
+        let (send, receive) = bounded::<()>(0);
+        let mut items = spawn(1, 1, 0..10, move |index| {
+            // As long as the test lives: a read that hangs.
+            let _ = receive.recv();
+            Ok(index)
+        });
+        assert!(matches!(items.next_unless(&|| true), Next::Stopped));
+        assert!(items.next().is_none());
+        drop(items);
+        drop(send);
     }
 
     #[test]

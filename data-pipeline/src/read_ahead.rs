@@ -60,6 +60,12 @@ impl ReadAhead {
         Tickets(self.tickets.clone())
     }
 
+    /// Leaves the thread to itself: it may wait for others that hang.
+    pub fn leave(&mut self) {
+        self.tickets = None;
+        self.thread = None;
+    }
+
     /// Announced jobs that nobody has begun.
     pub fn announced(&self) -> usize {
         self.tickets.as_ref().map_or(0, Receiver::len)

@@ -7,6 +7,7 @@ use crate::outcome::Outcome;
 use crate::output::{Output, complain};
 use crate::plan::{Place, RunPlan};
 use crate::session::{Events, Session};
+use crate::trace::{self, Trace};
 use crate::{hosts, leftovers, mpirun, process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -131,6 +132,8 @@ struct Launch<'a> {
     aborted: Option<i32>,
     /// A rank that hangs, and for how many seconds.
     hangs: Option<(usize, u64)>,
+    /// When a run that hangs was ended, in milliseconds since 1970.
+    ended_at: Option<u64>,
     /// When mpirun is killed.
     deadline: Option<Instant>,
 }
@@ -160,6 +163,7 @@ impl<'a> Launch<'a> {
             asked_to_end: false,
             aborted: None,
             hangs: None,
+            ended_at: None,
             deadline: None,
         })
     }
@@ -259,6 +263,7 @@ impl<'a> Launch<'a> {
             return;
         }
         let now = SystemTime::now();
+        self.ended_at = Some(unix_ms(now));
         let is_still = |beat: &Heartbeat| beat.rank == rank || beat.age(now).as_secs() >= seconds;
         let still: Vec<Heartbeat> = self.heartbeats().into_iter().filter(is_still).collect();
         self.hangs = Some((heartbeat::last_of(&still).map_or(rank, |beat| beat.rank), seconds));
@@ -296,19 +301,35 @@ impl<'a> Launch<'a> {
         }
     }
 
+    /// Says where the rank to blame was, and who was behind if one rank only waited for another.
+    fn report_places(&self, outcome: Outcome, blamed: usize) {
+        let Some(run_dir) = &self.plan.run_dir else { return };
+        let read = |until| Trace::read_all(run_dir, self.plan.ranks, self.began, until);
+        let (now, ended) = (SystemTime::now(), self.ended_at.unwrap_or(u64::MAX));
+        let traces = read(ended);
+        let Some(blamed) = traces.iter().find(|trace| trace.rank == blamed) else { return };
+        complain(format_args!("ilm-launch: its {}", blamed.describe(now)));
+        if !outcome.is_about_waiting() {
+            return;
+        }
+        // It was this rank that ended the others, unless it was the launcher.
+        let traces = read(self.ended_at.unwrap_or(blamed.last_sign()));
+        if let Some(behind) = trace::furthest_behind(&traces).filter(|trace| trace.rank != blamed.rank) {
+            complain(format_args!(
+                "ilm-launch: rank {} is furthest behind, the others waited for it; its {}",
+                behind.rank,
+                behind.describe(now)
+            ));
+        }
+    }
+
     fn report(&self, outcome: Outcome, logs: &Path, mpirun_log: &Path) {
         if outcome == Outcome::Finished {
             return;
         }
         complain(format_args!("ilm-launch: {outcome}"));
         if let Some(rank) = outcome.blamed() {
-            if let Some(beat) = self.heartbeats().iter().find(|beat| beat.rank == rank) {
-                let age = beat.age(SystemTime::now()).as_secs();
-                complain(format_args!(
-                    "ilm-launch: its last heartbeat, {age} s ago on {}: {beat}",
-                    beat.host
-                ));
-            }
+            self.report_places(outcome, rank);
             // The output of an only rank stands right above.
             let lines = if self.plan.ranks > 1 { self.output.last_lines(rank) } else { Vec::new() };
             for line in lines {

@@ -9,13 +9,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// What lies in `RUN/heartbeats/rank-K.json`: one JSON object, replaced as a whole (written beside it and renamed), so
 /// that a reader never sees a part.
 ///
-/// The thread that trains writes it, not a timer beside it, whenever phase, step or collective change and every few
-/// seconds while it waits for other ranks or does a long piece of work; several times a second is often enough. So a
-/// file that stands still means a rank that does. A rank without a file is not watched. Unknown keys are passed over.
+/// A thread of the worker writes it about once a second, but only if the thread that trains has done something since: changed
+/// phase or step, begun or ended a collective, finished a micro-batch, a batch of an evaluation or an insertion; or if it stands
+/// still because it waits for other ranks. So a file that stands still means a rank that hangs in work of its own, or is stopped.
+/// What a rank did in its very last moment is in its [flight record](crate::flight). A rank without a file is not watched. Unknown
+/// keys are passed over.
 ///
 /// ```json
 /// {"rank":1,"pid":4711,"host":"node3","phase":"train","step":1200,
-///  "last_collective":{"name":"gradients","sequence":8123,"bytes":13631488},"updated_unix_ms":1767225600000}
+///  "last_collective":{"name":"gradients","sequence":8123,"bytes":13631488},"waits":false,"updated_unix_ms":1767225600000}
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
@@ -32,6 +34,9 @@ pub struct Heartbeat {
     /// The collective that was entered last.
     #[serde(default)]
     pub last_collective: Option<Collective>,
+    /// Whether it stands still for other ranks.
+    #[serde(default)]
+    pub waits: bool,
     /// When this was written, in milliseconds since 1970 by the host's clock.
     pub updated_unix_ms: u64,
 }
@@ -47,6 +52,12 @@ pub struct Collective {
     pub bytes: u64,
 }
 
+impl fmt::Display for Collective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (number {}, {} bytes)", self.name, self.sequence, self.bytes)
+    }
+}
+
 impl Heartbeat {
     /// How long ago it was written; zero if that is in the future of this host's clock.
     pub fn age(&self, now: SystemTime) -> Duration {
@@ -59,10 +70,9 @@ impl fmt::Display for Heartbeat {
         write!(f, "phase {}, step {}", self.phase, self.step)?;
         match &self.last_collective {
             None => Ok(()),
-            Some(Collective { name, sequence, bytes }) => {
-                write!(f, ", last collective {name} (number {sequence}, {bytes} bytes)")
-            }
-        }
+            Some(call) => write!(f, ", last collective {call}"),
+        }?;
+        if self.waits { write!(f, ", waiting for other ranks") } else { Ok(()) }
     }
 }
 
@@ -108,7 +118,7 @@ mod tests {
     fn beat(rank: usize, sequence: u64, updated_unix_ms: u64) -> Heartbeat {
         let last_collective = Some(Collective { name: "gradients".into(), sequence, bytes: 64 });
         let (phase, host) = ("train".into(), "node".into());
-        Heartbeat { rank, pid: 1, host, phase, step: 7, last_collective, updated_unix_ms }
+        Heartbeat { rank, pid: 1, host, phase, step: 7, last_collective, waits: false, updated_unix_ms }
     }
 
     #[test]

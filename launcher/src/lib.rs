@@ -5,7 +5,8 @@
 //! a wrapper ([`rank`]), which starts the worker, writes its log and reports lines and the ending to the launcher
 //! through a named pipe, from other machines by TCP ([`event`], [`session`], [`remote`]). So what is known of a rank does not depend on how an MPI
 //! implementation words its messages, and another way of starting ranks needs nothing but the wrapper. What a worker says
-//! about itself lies in its [`heartbeat`]; the wrapper notices when that stands still.
+//! about itself lies in its [`heartbeat`]; the wrapper notices when that stands still. Of a run that ended badly [`trace`] says, by that
+//! and by the [`flight`] records, where its ranks were.
 //!
 //! # Exit codes
 //!
@@ -29,6 +30,7 @@ pub mod args;
 pub mod attempt;
 pub mod error;
 pub mod event;
+pub mod flight;
 pub mod heartbeat;
 pub mod hosts;
 pub mod leftovers;
@@ -47,6 +49,7 @@ pub mod run_dir;
 pub mod session;
 pub mod slurm;
 pub mod status;
+pub mod trace;
 
 use clap::Parser;
 use std::process::ExitCode;

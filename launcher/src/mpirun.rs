@@ -7,6 +7,9 @@ use crate::session::Session;
 use std::path::Path;
 use std::process::Command;
 
+/// Seconds from a signal to the end by force, for the worker; a batch script sets it.
+const LEAD_VARIABLE: &str = "ILM_STOP_LEAD_SECS";
+
 /// The command that starts the wrapper of every rank; the wrappers report to `session`.
 pub fn command(plan: &RunPlan, session: &Session) -> Command {
     let mut command = Command::new(&plan.mpirun);
@@ -93,6 +96,9 @@ fn reach_hosts(command: &mut Command, hosts: &[Host], agent: &Path, interface: O
     }
     // Named only; the value is in the environment.
     command.args(["-x", TOKEN_VARIABLE]);
+    if std::env::var_os(LEAD_VARIABLE).is_some() {
+        command.args(["-x", LEAD_VARIABLE]);
+    }
     if !hosts.is_empty() {
         let options = hosts::agent_options(agent).join(" ");
         let agent = format!("{} {options}", agent.display());

@@ -82,6 +82,11 @@ impl Outcome {
         }
     }
 
+    /// Whether a rank failed because it waited for another one in vain, or may have.
+    pub fn is_about_waiting(self) -> bool {
+        self.code() == Ending::Exit(COMMUNICATION).code()
+    }
+
     /// The launcher's exit code, see the crate's table.
     pub fn code(self) -> u8 {
         match self {

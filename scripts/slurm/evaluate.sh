@@ -40,6 +40,9 @@ case ${SLURM_ARRAY_TASK_ID:-} in
     *) fail "this array has no job '${SLURM_ARRAY_TASK_ID:-}'" ;;
 esac
 
+# What the worker compares with the time its saves take before it begins one.
+export ILM_STOP_LEAD_SECS=300
+
 child=
 interrupted=false
 may_requeue=true

@@ -30,6 +30,9 @@ agree "CPUs per task" 1 "${SLURM_CPUS_PER_TASK:-}"
 
 set -- --experiment star_easy_ilm 'model=rotary_tiny' --run-dir runs/star_easy_ilm
 
+# What the worker compares with the time its saves take before it begins one.
+export ILM_STOP_LEAD_SECS=60
+
 child=
 interrupted=false
 may_requeue=true

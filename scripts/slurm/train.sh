@@ -35,6 +35,9 @@ agree "GPUs per node" 8 "${SLURM_GPUS_ON_NODE:-}"
 
 set -- --experiment lm1b_ilm --run-dir runs/lm1b_ilm
 
+# What the worker compares with the time its saves take before it begins one.
+export ILM_STOP_LEAD_SECS=300
+
 child=
 interrupted=false
 may_requeue=true

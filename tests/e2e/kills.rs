@@ -14,8 +14,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use crate::program::{
-    Signal, checkpoint_bits, checkpoint_path, checkpoint_steps, children_called, environment, figures, kill,
-    last_step, program, run, tiny_star, wait_until, workers_below,
+    Signal, checkpoint_bits, checkpoint_path, checkpoint_steps, children_called, figures, kill, last_step,
+    program, run, tiny_star, variable, wait_until, workers_below,
 };
 
 const RANKS: usize = 2;
@@ -100,7 +100,7 @@ impl<'a> Attempt<'a> {
             let mpirun = children_called(launcher.child.id(), &["mpirun", "orterun"]);
             let mpirun = mpirun.into_iter().find(|id| *id != before);
             let mut workers = mpirun.map(workers_below).unwrap_or_default();
-            let rank = |id: &u32| environment(*id, "OMPI_COMM_WORLD_RANK");
+            let rank = |id: &u32| variable(*id, "OMPI_COMM_WORLD_RANK");
             workers.sort_by_key(rank);
             found =
                 mpirun.filter(|_| workers.iter().filter_map(rank).count() == RANKS).map(|id| (id, workers));

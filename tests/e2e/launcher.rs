@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::program::{
-    Signal, checkpoint_steps, kill, last_step, name_of, program, run, start, tiny_star, wait, wait_until,
+    Signal, checkpoint_steps, is_alive, kill, last_step, program, run, start, tiny_star, wait, wait_until,
     workers_below,
 };
 
@@ -59,8 +59,4 @@ fn a_killed_rank_is_named_and_ends_the_others() {
     assert_eq!(finished.code, 128 + 9, "{}", finished.stderr);
     assert!(finished.stderr.contains("failed first"), "{}", finished.stderr);
     wait_until("the other rank to end", || workers.iter().all(|id| !is_alive(*id)));
-}
-
-fn is_alive(id: u32) -> bool {
-    name_of(id).as_deref() == Some("ilm-worker")
 }

@@ -149,7 +149,7 @@ pub fn children(parent: u32) -> Vec<u32> {
     ids.filter(|&id| parent_of(id) == Some(parent)).collect()
 }
 
-/// The worker processes that descend from `ancestor`.
+/// The worker processes that descend from `ancestor`, by rank.
 pub fn workers_below(ancestor: u32) -> Vec<u32> {
     let mut found = Vec::new();
     for child in children(ancestor) {
@@ -158,7 +158,7 @@ pub fn workers_below(ancestor: u32) -> Vec<u32> {
         }
         found.extend(workers_below(child));
     }
-    found.sort_unstable();
+    found.sort_by_key(|&id| variable(id, "OMPI_COMM_WORLD_RANK").and_then(|rank| rank.parse::<usize>().ok()));
     found
 }
 
@@ -184,12 +184,22 @@ pub fn name_of(id: u32) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/{id}/comm")).ok()?.trim().to_string())
 }
 
-/// A variable in the environment of a process.
-pub fn environment(id: u32, variable: &str) -> Option<String> {
+/// Whether this worker process is there.
+pub fn is_alive(id: u32) -> bool {
+    name_of(id).as_deref() == Some("ilm-worker")
+}
+
+/// A variable in the environment that a process was started with.
+pub fn variable(id: u32, name: &str) -> Option<String> {
     let environment = fs::read(format!("/proc/{id}/environ")).ok()?;
-    let mut variables =
-        environment.split(|byte| *byte == 0).filter_map(|entry| std::str::from_utf8(entry).ok());
-    variables.find_map(|entry| Some(entry.strip_prefix(variable)?.strip_prefix('=')?.to_string()))
+    let variables = environment.split(|&byte| byte == 0).map(String::from_utf8_lossy);
+    variables.into_iter().find_map(|entry| Some(entry.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
+}
+
+/// What a rank last wrote of itself; null if it wrote nothing.
+pub fn heartbeat(run_dir: &Path, rank: usize) -> Value {
+    let beat = fs::read(run_dir.join(format!("heartbeats/rank-{rank}.json"))).unwrap_or_default();
+    serde_json::from_slice(&beat).unwrap_or_default()
 }
 
 /// Polls until `ready` holds; fails the test if it never does.

@@ -1,4 +1,4 @@
-//! A stand-in for NCCL and the CUDA runtime over host memory, for tests of what the worker does with them.
+//! Libraries in C that stand in for what a test cannot have: GPUs, and a disk that fails when told to.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,11 +9,26 @@ use std::process::Command;
 /// # Panics
 /// If there is no C compiler.
 pub fn build_nccl_stand_in(folder: &Path) -> PathBuf {
-    let library = folder.join("libnccl_stand_in.so");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/csrc/nccl_stand_in.c");
+    compile("nccl_stand_in", folder)
+}
+
+/// Compiles the failing disk (`csrc/slow_disk.c` says what it can be told) into `folder`; the library for `LD_PRELOAD`.
+///
+/// # Panics
+/// If there is no C compiler.
+pub fn build_slow_disk(folder: &Path) -> PathBuf {
+    compile("slow_disk", folder)
+}
+
+fn compile(name: &str, folder: &Path) -> PathBuf {
+    let library = folder.join(format!("lib{name}.so"));
+    let source = format!("{}/csrc/{name}.c", env!("CARGO_MANIFEST_DIR"));
     let mut compiler = Command::new("cc");
-    compiler.args(["-O1", "-shared", "-fPIC", "-pthread", "-o"]).arg(&library).args([source, "-lrt"]);
+    compiler
+        .args(["-O1", "-shared", "-fPIC", "-pthread", "-o"])
+        .arg(&library)
+        .args([&source, "-lrt", "-ldl"]);
     let status = compiler.status().unwrap_or_else(|error| panic!("cannot start cc: {error}"));
-    assert!(status.success(), "the stand-in for NCCL does not compile");
+    assert!(status.success(), "{source} does not compile");
     library
 }

@@ -22,6 +22,7 @@ pub mod signals;
 pub mod telemetry;
 pub mod threads;
 pub mod train;
+pub mod vitals;
 
 use std::ffi::OsString;
 

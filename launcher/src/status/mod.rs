@@ -4,6 +4,7 @@ mod show;
 
 use crate::args::StatusArgs;
 use crate::error::{Error, Result};
+use crate::flight::Flight;
 use crate::heartbeat::{self, Heartbeat, unix_ms};
 use crate::process;
 use crate::record::{End, Record};
@@ -51,6 +52,8 @@ pub struct RankStatus {
     /// What it said about itself.
     #[serde(flatten)]
     pub heartbeat: Heartbeat,
+    /// What it did last, exactly.
+    pub flight: Option<Flight>,
 }
 
 /// The newest checkpoint.
@@ -162,7 +165,9 @@ fn ranks(
         } else {
             RankState::Stale
         };
-        RankStatus { state, age_s: age.as_secs_f64(), heartbeat }
+        let flight =
+            Flight::read(run_dir, heartbeat.rank, 0, u64::MAX).filter(|flight| flight.pid == heartbeat.pid);
+        RankStatus { state, age_s: age.as_secs_f64(), heartbeat, flight }
     };
     let mut ranks: Vec<RankStatus> = heartbeat::read_all(run_dir).into_iter().map(rank_status).collect();
     if let Some(launch) = launch {

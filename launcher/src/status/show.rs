@@ -19,16 +19,20 @@ pub fn text(status: &Status) -> String {
         let _ = writeln!(text, "ranks       {}", counts(&status.ranks));
         let unwell = status.ranks.iter().filter(|rank| rank.state != RankState::Alive);
         for rank in unwell.take(MOST_RANKS) {
-            let RankStatus { state, age_s, heartbeat } = rank;
-            let _ = writeln!(
+            let RankStatus { state, age_s, heartbeat, flight } = rank;
+            let _ = write!(
                 text,
-                "  rank {} {}, heartbeat {} ago from process {} on {}: {heartbeat}",
+                "  rank {} {}, heartbeat {} ago from process {} on {}: ",
                 heartbeat.rank,
                 name(*state),
                 duration(*age_s),
                 heartbeat.pid,
                 heartbeat.host
             );
+            let _ = match flight {
+                Some(flight) => writeln!(text, "{flight}"),
+                None => writeln!(text, "{heartbeat}"),
+            };
         }
     }
     if let (Some(end), Some(age)) = (&status.last_end, status.last_end_age_s) {

@@ -13,6 +13,7 @@ use super::mpi::error_text;
 use super::ring::{Piece, Ring, Travel};
 use super::watchdog::Watchdog;
 use super::{CommError, ExchangeOp, FlatMemory};
+use crate::vitals::Call;
 
 /// Elements of a piece over all ranks, 1 MiB: it stays in the cache between adding and sending on.
 const PIECE: usize = 1 << 18;
@@ -27,7 +28,7 @@ const LOOKS: u32 = 64;
 
 /// What the calling thread asks for.
 pub(super) enum Order {
-    Begin(&'static str, ExchangeOp, Range<usize>),
+    Begin(Call, ExchangeOp, Range<usize>),
     Finish,
 }
 
@@ -44,23 +45,20 @@ pub(super) struct Engine {
     travels: VecDeque<(u64, Travel)>,
     /// Memory of travels that have ended, to be used again.
     scratches: Vec<Vec<f32>>,
-    begun: u64,
     pieces: u64,
 }
 
 /// A bucket that was begun and is not complete.
 struct Bucket {
-    name: &'static str,
+    call: Call,
     op: ExchangeOp,
     range: Range<usize>,
-    sequence: u64,
     /// None once all ranks are known to have begun this bucket.
     agreement: Option<Agreement>,
     /// How much of its [`extent`](Bucket::extent) is under way or done.
     sent: usize,
     /// Pieces under way.
     under_way: usize,
-    watched: u64,
 }
 
 // SAFETY: the engine is moved to its thread once, before that runs; its communicator is used by that thread only, MPI gives
@@ -84,7 +82,6 @@ impl Engine {
             buckets: VecDeque::new(),
             travels: VecDeque::new(),
             scratches: Vec::new(),
-            begun: 0,
             pieces: 0,
         }
     }
@@ -101,7 +98,7 @@ impl Engine {
             let order =
                 if idle { orders.recv().map_err(|_| TryRecvError::Disconnected) } else { orders.try_recv() };
             let worked = match order {
-                Ok(Order::Begin(name, op, range)) => self.begin(name, op, range).map(|()| true),
+                Ok(Order::Begin(call, op, range)) => self.begin(call, op, range).map(|()| true),
                 Ok(Order::Finish) => {
                     finishing = true;
                     Ok(true)
@@ -114,7 +111,7 @@ impl Engine {
                 Ok(false) => self.pause(&mut looks),
                 Err(error) => {
                     // The other end asks when it next finishes, and all ranks end with an error then.
-                    self.buckets.iter().for_each(|bucket| self.watchdog.end(bucket.watched));
+                    self.buckets.iter().for_each(|bucket| self.watchdog.leave(bucket.call));
                     let _ = replies.send(Err(error));
                     return;
                 }
@@ -131,23 +128,12 @@ impl Engine {
         }
     }
 
-    fn begin(&mut self, name: &'static str, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError> {
-        let sequence = self.begun;
-        self.begun += 1;
-        let watched = self.watchdog.begin(name, sequence, range.len() * size_of::<f32>());
-        let agreement = Agreement::begin(self.ring.comm, &format!("{name} {op:?} {range:?} {sequence}"))
-            .map_err(|code| transport(name, sequence, code))?;
+    fn begin(&mut self, call: Call, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError> {
+        let Call { name, number, .. } = call;
+        let agreement = Agreement::begin(self.ring.comm, &format!("{name} {op:?} {range:?} {number}"))
+            .map_err(|code| transport(name, number, code))?;
         let agreement = Some(agreement);
-        self.buckets.push_back(Bucket {
-            name,
-            op,
-            range,
-            sequence,
-            agreement,
-            sent: 0,
-            under_way: 0,
-            watched,
-        });
+        self.buckets.push_back(Bucket { call, op, range, agreement, sent: 0, under_way: 0 });
         Ok(())
     }
 
@@ -185,20 +171,22 @@ impl Engine {
         let scratch = self.scratches.pop().unwrap_or_default();
         // SAFETY: the bucket lies in memory that nobody touches before it is complete, by the promise of `Exchange`.
         let travel = unsafe { Travel::start(ring, bucket.op, piece, tag, scratch) };
-        let travel = travel.map_err(|code| transport(bucket.name, bucket.sequence, code))?;
+        let travel = travel.map_err(|code| transport(bucket.call.name, bucket.call.number, code))?;
         self.pieces += 1;
-        self.travels.push_back((bucket.sequence, travel));
+        self.travels.push_back((bucket.call.number, travel));
         Ok(true)
     }
 
     /// Notes that a piece has ended. Buckets may end in another order than they began.
     fn arrived(&mut self, sequence: u64) {
         let ring = self.ring;
-        let Some(index) = self.buckets.iter().position(|bucket| bucket.sequence == sequence) else { return };
+        let Some(index) = self.buckets.iter().position(|bucket| bucket.call.number == sequence) else {
+            return;
+        };
         let bucket = &mut self.buckets[index];
         bucket.under_way -= 1;
         if bucket.under_way == 0 && bucket.sent == bucket.extent(ring) {
-            self.watchdog.end(bucket.watched);
+            self.watchdog.end(bucket.call);
             self.buckets.remove(index);
         }
     }
@@ -215,17 +203,14 @@ impl Bucket {
 
     fn has_agreed(&mut self, ring: Ring) -> Result<bool, CommError> {
         let Some(agreement) = &mut self.agreement else { return Ok(true) };
-        let (name, sequence) = (self.name, self.sequence);
+        let Call { name, number: sequence, bytes } = self.call;
         match agreement.answer().map_err(|code| transport(name, sequence, code))? {
             None => Ok(false),
             Some(true) => {
                 self.agreement = None;
                 Ok(true)
             }
-            Some(false) => {
-                let bytes = self.range.len() * size_of::<f32>();
-                Err(CommError::Disagreement { rank: ring.rank, name, sequence, bytes })
-            }
+            Some(false) => Err(CommError::Disagreement { rank: ring.rank, name, sequence, bytes }),
         }
     }
 

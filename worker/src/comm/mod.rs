@@ -13,6 +13,7 @@ mod launch_env;
 mod mpi;
 mod mpi_exchange;
 mod nccl;
+mod notices;
 mod ring;
 mod solo;
 mod watchdog;
@@ -29,6 +30,7 @@ pub use self::launch_env::LaunchEnv;
 pub use self::mpi::{Mpi, abort_on_panic, abort_process};
 pub use self::nccl::{Communicator, NcclExchange, NcclLibrary, UniqueId};
 pub use self::solo::Solo;
+use crate::signals::StopRequest;
 
 /// How values of several ranks become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +100,9 @@ pub trait Collectives {
 
     /// Returns when every rank has arrived.
     fn barrier(&mut self, name: &'static str) -> Result<(), CommError>;
+
+    /// From now on a request to stop that one rank gets is soon one of all ranks, whatever they are at.
+    fn share_stop(&mut self, stop: &StopRequest);
 
     /// Opens an exchange of flat buffers in host memory. It must be dropped before these collectives are.
     ///

@@ -3,8 +3,8 @@
 //! The calls go through MPI's C interface, because the safe bindings offer neither reductions in place nor error codes.
 
 use std::ffi::{c_char, c_int, c_void};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mpi::environment::Universe;
@@ -13,11 +13,12 @@ use mpi::traits::{AsRaw, Communicator};
 
 use super::agreement::Agreement;
 use super::mpi_exchange::MpiExchange;
+use super::notices::{Notices, Word};
 use super::ring::Ring;
-use super::watchdog::Watchdog;
+use super::watchdog::{GRACE, Watchdog, report};
 use super::{Buffer, Collectives, CommError, Exchange, FlatMemory, LaunchEnv, ReduceOp};
-use crate::complain;
-use crate::exit;
+use crate::signals::StopRequest;
+use crate::{complain, exit, vitals};
 
 /// Large reductions go in pieces that fit the caches: measured twice as fast as one call on one host.
 const PIECE_BYTES: usize = 1 << 20;
@@ -35,7 +36,7 @@ pub struct Mpi {
     comm: ffi::MPI_Comm,
     rank: usize,
     world_size: usize,
-    sequence: u64,
+    notices: Arc<Mutex<Notices>>,
     watchdog: Arc<Watchdog>,
     /// Finalises MPI when dropped; declared last, so after the watchdog has stopped.
     _universe: Universe,
@@ -66,12 +67,10 @@ impl Mpi {
         let comm = world.as_raw();
         // SAFETY: `comm` is MPI_COMM_WORLD of an initialised MPI, and the handler is one of MPI's constants.
         unsafe { ffi::MPI_Comm_set_errhandler(comm, ffi::RSMPI_ERRORS_RETURN) };
-        let watchdog = Watchdog::start(rank, timeout, |message| {
-            complain!("error: {message}");
-            abort_process(exit::COMMUNICATION);
-        })
-        .map_err(|_| CommError::Start)?;
-        Ok(Self { comm, rank, world_size, sequence: 0, watchdog: Arc::new(watchdog), _universe: universe })
+        let notices = Notices::new(comm, rank, world_size).map_err(|_| CommError::Start)?;
+        let notices = Arc::new(Mutex::new(notices));
+        let watchdog = watch(rank, timeout, &notices).map_err(|_| CommError::Start)?;
+        Ok(Self { comm, rank, world_size, notices, watchdog: Arc::new(watchdog), _universe: universe })
     }
 
     /// Runs one named collective under the deadline, after all ranks have agreed that it is the next one.
@@ -81,10 +80,9 @@ impl Mpi {
         bytes: usize,
         call: impl FnOnce(ffi::MPI_Comm) -> Result<T, c_int>,
     ) -> Result<T, CommError> {
-        let sequence = self.sequence;
-        self.sequence += 1;
-        let watched = self.watchdog.begin(name, sequence, bytes);
-        let comm = self.comm;
+        let watched = self.watchdog.begin(name, bytes);
+        let _waits = vitals::wait_for_others();
+        let (comm, sequence) = (self.comm, watched.number);
         let agreed = Agreement::begin(comm, &format!("{name} {sequence} {bytes}")).and_then(Agreement::wait);
         let result = match agreed {
             Ok(true) => call(comm).map_err(Some),
@@ -141,6 +139,10 @@ impl Collectives for Mpi {
         self.collective(name, 0, |comm| check(unsafe { ffi::MPI_Barrier(comm) }))
     }
 
+    fn share_stop(&mut self, stop: &StopRequest) {
+        lock(&self.notices).share(stop);
+    }
+
     unsafe fn exchange(&mut self, memory: FlatMemory) -> Result<Box<dyn Exchange>, CommError> {
         let comm = self.collective("exchange", 0, |comm| {
             let mut own = comm;
@@ -157,6 +159,31 @@ impl Drop for Mpi {
     fn drop(&mut self) {
         CONNECTED.store(false, Ordering::SeqCst);
     }
+}
+
+/// Starts the thread that watches the deadlines and passes words between ranks.
+fn watch(rank: usize, timeout: Duration, notices: &Arc<Mutex<Notices>>) -> std::io::Result<Watchdog> {
+    let (looks, ends) = (Arc::clone(notices), Arc::clone(notices));
+    let look = move || {
+        let told = lock(&looks).look();
+        if told {
+            complain!("rank {rank}: another rank has waited too long, so all ranks report");
+            report(rank);
+        }
+    };
+    let end = move |message: &str| {
+        complain!("error: {message}");
+        // Whoever holds the others up may still be able to say why.
+        lock(&ends).say(Word::Report);
+        report(rank);
+        std::thread::sleep(GRACE);
+        abort_process(exit::COMMUNICATION);
+    };
+    Watchdog::start(rank, timeout, look, end)
+}
+
+fn lock(notices: &Mutex<Notices>) -> MutexGuard<'_, Notices> {
+    notices.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A borrowed buffer as MPI wants it.

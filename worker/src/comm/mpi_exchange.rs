@@ -14,6 +14,7 @@ use super::engine::{Engine, Order};
 use super::ring::Ring;
 use super::watchdog::Watchdog;
 use super::{CommError, Exchange, ExchangeOp, FlatMemory};
+use crate::vitals;
 
 /// The calling thread's end.
 pub(super) struct MpiExchange {
@@ -21,6 +22,7 @@ pub(super) struct MpiExchange {
     orders: Option<Sender<Order>>,
     replies: Receiver<Result<(), CommError>>,
     hurry: Arc<AtomicBool>,
+    watchdog: Arc<Watchdog>,
     thread: Option<JoinHandle<()>>,
     capacity: usize,
     world_size: usize,
@@ -40,7 +42,7 @@ impl MpiExchange {
         let (their_replies, replies) = channel();
         let hurry = Arc::new(AtomicBool::new(false));
         // SAFETY: the caller's promise; the thread ends when this value is dropped.
-        let engine = unsafe { Engine::new(ring, memory, watchdog, Arc::clone(&hurry)) };
+        let engine = unsafe { Engine::new(ring, memory, Arc::clone(&watchdog), Arc::clone(&hurry)) };
         let thread = std::thread::Builder::new()
             .name("ilm-exchange".into())
             .spawn(move || engine.run(&their_orders, &their_replies))
@@ -49,6 +51,7 @@ impl MpiExchange {
             orders: Some(orders),
             replies,
             hurry,
+            watchdog,
             thread: Some(thread),
             capacity: memory.capacity,
             world_size: ring.world_size,
@@ -71,11 +74,16 @@ impl Exchange for MpiExchange {
         if range.start > range.end || range.end > self.capacity || !divides {
             return Err(CommError::Range { name, range, capacity: self.capacity });
         }
-        if range.is_empty() { Ok(()) } else { self.order(Order::Begin(name, op, range)) }
+        if range.is_empty() {
+            return Ok(());
+        }
+        let call = self.watchdog.begin(name, range.len() * size_of::<f32>());
+        self.order(Order::Begin(call, op, range)).inspect_err(|_| self.watchdog.leave(call))
     }
 
     fn finish(&mut self) -> Result<Duration, CommError> {
         let started = Instant::now();
+        let _waits = vitals::wait_for_others();
         self.hurry.store(true, Ordering::Relaxed);
         self.order(Order::Finish)?;
         let reply = self.replies.recv().map_err(|_| CommError::Closed)?;

@@ -1,6 +1,7 @@
 //! A run of one process: every collective is already done.
 
 use super::{Alone, Buffer, Collectives, CommError, Exchange, FlatMemory, ReduceOp};
+use crate::signals::StopRequest;
 
 /// The only rank.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ impl Collectives for Solo {
     fn barrier(&mut self, _name: &'static str) -> Result<(), CommError> {
         Ok(())
     }
+
+    fn share_stop(&mut self, _stop: &StopRequest) {}
 
     unsafe fn exchange(&mut self, _memory: FlatMemory) -> Result<Box<dyn Exchange>, CommError> {
         Ok(Box::new(Alone))

@@ -6,21 +6,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// One collective that has begun and not ended.
-#[derive(Debug, Clone)]
-struct InFlight {
-    id: u64,
-    name: &'static str,
-    sequence: u64,
-    bytes: usize,
-    since: Instant,
-}
+use crate::complain;
+use crate::vitals::{self, Call, Stacks};
+
+/// How long a rank that ends the job leaves to others for their reports.
+pub(super) const GRACE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Default)]
 struct State {
-    /// In the order in which they began.
-    in_flight: Vec<InFlight>,
-    next_id: u64,
+    /// Collectives that have begun and not ended, in the order in which they began.
+    in_flight: Vec<(Call, Instant)>,
     stop: bool,
 }
 
@@ -32,23 +27,20 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    /// `on_expiry` gets one sentence on what this rank waits for; it must end the process.
+    /// `look` is called several times a second. `on_expiry` gets one sentence on what this rank waits for; it must end the process.
     pub(super) fn start(
         rank: usize,
         timeout: Duration,
+        look: impl FnMut() + Send + 'static,
         on_expiry: impl FnOnce(&str) + Send + 'static,
     ) -> std::io::Result<Self> {
         let shared = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("ilm-watchdog".into()).spawn(move || {
-            if let Some(late) = wait_for_expiry(&theirs, timeout) {
+            if let Some((late, since)) = wait_for_expiry(&theirs, timeout, look) {
                 on_expiry(&format!(
-                    "rank {rank} has waited {:.0} s in collective '{}' (number {}, {} bytes) for another rank; \
-                     trainer.collective_timeout_secs allows {} s",
-                    late.since.elapsed().as_secs_f64(),
-                    late.name,
-                    late.sequence,
-                    late.bytes,
+                    "rank {rank} has waited {:.0} s in {late} for another rank; trainer.collective_timeout_secs allows {} s",
+                    since.elapsed().as_secs_f64(),
                     timeout.as_secs(),
                 ));
             }
@@ -56,18 +48,22 @@ impl Watchdog {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Begins to watch a collective; the result is what to end it by.
-    pub(super) fn begin(&self, name: &'static str, sequence: u64, bytes: usize) -> u64 {
-        let mut state = lock(&self.shared.0);
-        let id = state.next_id;
-        state.next_id += 1;
-        state.in_flight.push(InFlight { id, name, sequence, bytes, since: Instant::now() });
-        id
+    /// Begins to watch a collective; to be called on the thread that trains.
+    pub(super) fn begin(&self, name: &'static str, bytes: usize) -> Call {
+        let call = vitals::begin(name, bytes);
+        lock(&self.shared.0).in_flight.push((call, Instant::now()));
+        call
     }
 
     /// The collective is complete.
-    pub(super) fn end(&self, id: u64) {
-        lock(&self.shared.0).in_flight.retain(|call| call.id != id);
+    pub(super) fn end(&self, call: Call) {
+        self.leave(call);
+        vitals::ended(call);
+    }
+
+    /// The collective goes on, and somebody else sees to it that it ends in time.
+    pub(super) fn leave(&self, call: Call) {
+        lock(&self.shared.0).in_flight.retain(|(other, _)| *other != call);
     }
 }
 
@@ -82,15 +78,29 @@ impl Drop for Watchdog {
     }
 }
 
+/// Writes to the log where this rank is and what each of its threads does.
+pub(super) fn report(rank: usize) {
+    complain!("rank {rank}: {}; the stacks of its threads:\n{}", vitals::place(), Stacks::take());
+}
+
 /// Blocks until a collective is overdue (the oldest is returned) or the watchdog is dropped (none).
-fn wait_for_expiry(shared: &(Mutex<State>, Condvar), timeout: Duration) -> Option<InFlight> {
-    let poll = (timeout / 10).clamp(Duration::from_millis(10), Duration::from_secs(1));
+fn wait_for_expiry(
+    shared: &(Mutex<State>, Condvar),
+    timeout: Duration,
+    mut look: impl FnMut(),
+) -> Option<(Call, Instant)> {
+    let poll = (timeout / 10).clamp(Duration::from_millis(10), Duration::from_millis(100));
     let mut state = lock(&shared.0);
     while !state.stop {
-        if let Some(late) = state.in_flight.first().filter(|call| call.since.elapsed() > timeout) {
-            return Some(late.clone());
+        if let Some(late) = state.in_flight.first().filter(|(_, since)| since.elapsed() > timeout) {
+            return Some(*late);
         }
-        state = shared.1.wait_timeout(state, poll).unwrap_or_else(PoisonError::into_inner).0;
+        drop(state);
+        look();
+        state = lock(&shared.0);
+        if !state.stop {
+            state = shared.1.wait_timeout(state, poll).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
     None
 }
@@ -108,29 +118,39 @@ mod tests {
     #[test]
     fn the_oldest_of_the_late_collectives_is_named() {
         let (send, receive) = mpsc::channel();
-        let watchdog = Watchdog::start(3, Duration::from_millis(20), move |message| {
+        let on_expiry = move |message: &str| {
             send.send(message.to_string()).expect("the test waits for the message");
-        })
-        .expect("a thread can be started");
-        let complete = watchdog.begin("flags", 6, 8);
-        watchdog.begin("gradients", 7, 1024);
-        watchdog.begin("gradients", 8, 2048);
+        };
+        let watchdog = Watchdog::start(3, Duration::from_millis(20), || {}, on_expiry);
+        let watchdog = watchdog.expect("a thread can be started");
+        let complete = watchdog.begin("flags", 8);
+        let oldest = watchdog.begin("gradients", 1024);
+        watchdog.begin("gradients", 2048);
         watchdog.end(complete);
         let message = receive.recv_timeout(Duration::from_secs(30)).expect("the watchdog reports");
         assert!(message.contains("rank 3"), "{message}");
-        assert!(message.contains("'gradients' (number 7, 1024 bytes)"), "{message}");
+        let expected = format!("'gradients' (number {}, 1024 bytes)", oldest.number);
+        assert!(message.contains(&expected), "{message}");
     }
 
     #[test]
     fn a_finished_collective_is_not() {
         let (send, receive) = mpsc::channel();
-        let watchdog = Watchdog::start(0, Duration::from_millis(20), move |_| {
+        let (looked, looks) = mpsc::channel();
+        let look = move || {
+            let _ = looked.send(());
+        };
+        let on_expiry = move |_: &str| {
             let _ = send.send(());
-        })
-        .expect("a thread can be started");
-        let id = watchdog.begin("gradients", 0, 4);
-        watchdog.end(id);
-        assert!(receive.recv_timeout(Duration::from_millis(200)).is_err());
+        };
+        let watchdog = Watchdog::start(0, Duration::from_millis(20), look, on_expiry);
+        let watchdog = watchdog.expect("a thread can be started");
+        let ended = watchdog.begin("gradients", 4);
+        watchdog.end(ended);
+        let left = watchdog.begin("gradients", 4);
+        watchdog.leave(left);
+        (0..20).for_each(|_| looks.recv_timeout(Duration::from_secs(30)).expect("it looks again"));
+        assert!(receive.try_recv().is_err());
         drop(watchdog);
     }
 }

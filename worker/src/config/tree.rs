@@ -5,6 +5,8 @@ use data_pipeline::config::DataConfig;
 use ilm_model::config::{LossConfig, ModelConfig, Precision, PredictorConfig, Recompute};
 use serde::{Deserialize, Serialize};
 
+use crate::signals::StopSignal;
+
 /// Everything that defines a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -177,6 +179,8 @@ pub struct TrainerConfig {
     pub threads: Option<usize>,
     /// Seconds that a rank waits for the others before it gives up.
     pub collective_timeout_secs: u64,
+    /// Signals that ask to save and stop; others do what they usually do. `ilm-launch` sends USR1.
+    pub stop_signals: Vec<StopSignal>,
     /// Whether gradients travel between ranks while backward computes the next ones.
     pub overlap_reduction: bool,
     /// Size of the pieces in which gradients travel, in MiB.
@@ -206,6 +210,7 @@ impl Default for TrainerConfig {
             max_tokens_per_micro_batch: None,
             threads: None,
             collective_timeout_secs: 600,
+            stop_signals: StopSignal::USUAL.into(),
             overlap_reduction: true,
             reduce_bucket_mib: 25,
             shard_optimizer: None,

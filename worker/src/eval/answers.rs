@@ -1,6 +1,6 @@
 //! Generating the answers of a split and comparing them with what they should be.
 
-use data_pipeline::{EvalLoader, EvalPlan, PromptBatch};
+use data_pipeline::{EvalLoader, EvalPlan, Next, PromptBatch};
 use ilm_model::metrics::{Scored, reference_scores, score};
 use ilm_model::{Model, Prediction, Prompt};
 
@@ -8,14 +8,16 @@ use super::EvalContext;
 use super::report::Answers;
 use crate::comm::{Collectives, ReduceOp};
 
-/// Sums over rows, in the order of the fields of [`Answers`], and the number of rows.
-type Sums = [f64; 6];
+/// Sums over rows, in the order of the fields of [`Answers`], the number of rows, and that of the ranks that were told to stop.
+type Sums = [f64; 7];
+
+const STOPPED: usize = 6;
 
 pub(super) fn compare(
     context: &EvalContext<'_>,
     model: &Model,
     comm: &mut dyn Collectives,
-) -> anyhow::Result<Answers> {
+) -> anyhow::Result<Option<Answers>> {
     let config = context.config;
     let pad = context.assembly.special_ids().pad;
     let predictor = context.assembly.predictor(config)?;
@@ -27,19 +29,39 @@ pub(super) fn compare(
     let mut loader = EvalLoader::prompts(dataset, collator, plan, data.threads, data.prefetch_steps)?;
 
     let mut sums = Sums::default();
-    while let Some(batch) = loader.next().transpose()? {
-        let predictions = predictor.predict(model, &prompts(&batch), config.seed)?;
+    loop {
+        let batch = match loader.next_unless(&|| context.stop.is_set())? {
+            Next::Item(batch) => Some(batch),
+            Next::End => break,
+            Next::Stopped => None,
+        };
+        let predict = |batch: &PromptBatch| {
+            predictor.predict_unless(&|| context.stops(), model, &prompts(batch), config.seed)
+        };
+        let predictions = batch.as_ref().map(predict).transpose()?.flatten();
+        let Some((batch, predictions)) = batch.zip(predictions) else {
+            sums[STOPPED] = 1.0;
+            break;
+        };
         add_scores(&mut sums, &batch, &predictions, pad);
     }
     comm.all_reduce("evaluation answers", ReduceOp::Sum, sums[..].as_mut().into())?;
-    let [exact_match, token_accuracy, reference_exact_match, reference_token_accuracy, inserted, rows] = sums;
-    Ok(Answers {
+    let [
+        exact_match,
+        token_accuracy,
+        reference_exact_match,
+        reference_token_accuracy,
+        inserted,
+        rows,
+        stopped,
+    ] = sums;
+    Ok((stopped == 0.0).then(|| Answers {
         exact_match: exact_match / rows,
         token_accuracy: token_accuracy / rows,
         reference_exact_match: reference_exact_match / rows,
         reference_token_accuracy: reference_token_accuracy / rows,
         inserted_tokens: inserted / rows,
-    })
+    }))
 }
 
 fn prompts(batch: &PromptBatch) -> Vec<Prompt> {
@@ -76,6 +98,7 @@ fn add_scores(sums: &mut Sums, batch: &PromptBatch, predictions: &[Prediction], 
             reference.token_accuracy,
             prediction.insertions.len() as f64,
             1.0,
+            0.0,
         ];
         sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
     }

@@ -13,6 +13,7 @@ use crate::assembly::Assembly;
 use crate::comm::{Buffer, Collectives, ReduceOp};
 use crate::config::Experiment;
 use crate::signals::StopRequest;
+use crate::vitals;
 
 /// What all ranks have generated.
 #[derive(Debug)]
@@ -42,7 +43,11 @@ pub fn generate(
     let batches = requests.chunks(config.evaluation_rows());
     for batch in batches.skip(comm.rank()).step_by(comm.world_size()) {
         let prompts: Vec<_> = batch.iter().map(|request| request.prompt.clone()).collect();
-        let predictions = predictor.predict_unless(&|| stop.is_set(), model, &prompts, config.seed)?;
+        let stops = || {
+            vitals::tick();
+            stop.is_set()
+        };
+        let predictions = predictor.predict_unless(&stops, model, &prompts, config.seed)?;
         let Some(predictions) = predictions else { break };
         for (request, prediction) in batch.iter().zip(&predictions) {
             let record = Record::new(request, prediction, &assembly.tokenizer, assembly.special_ids());

@@ -11,13 +11,17 @@ use crate::eval::{self, EvalContext, Report};
 use crate::exit;
 use crate::run_dir::replace_file;
 use crate::say;
+use crate::signals::StopRequest;
+use crate::vitals::{self, Phase};
 
 /// Runs the job; the result is the exit code.
 ///
 /// # Errors
 /// Mistakes of the user that show before the ranks connect. Later errors end the process and its peers here.
 pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<i32> {
+    let mut signals = StopRequest::install()?;
     let offline = Offline::open(&args.checkpoint)?;
+    signals.listen_to(&offline.config.trainer.stop_signals)?;
     let (split, split_name) = match args.split {
         SplitArg::Validation => (Split::Validation, "validation"),
         SplitArg::Test => (Split::Test, "test"),
@@ -25,7 +29,7 @@ pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<i32> {
     let dataset = offline.assembly.open_split(&offline.config, split)?;
     let (rank, world_size) = offline.rank_and_world_size();
     let mut comm = offline.connect()?;
-    let evaluation = Evaluation { offline, dataset, split_name };
+    let evaluation = Evaluation { offline, dataset, split_name, stop: signals.request() };
     evaluation.run(&mut *comm).or_else(|error| exit::fail(&error, rank, world_size))
 }
 
@@ -34,20 +38,30 @@ struct Evaluation<'a> {
     offline: Offline<'a>,
     dataset: Arc<dyn Dataset>,
     split_name: &'static str,
+    stop: StopRequest,
 }
 
 impl Evaluation<'_> {
     fn run(&self, comm: &mut dyn Collectives) -> anyhow::Result<i32> {
+        self.offline.show_life(comm, &self.stop);
         let loaded = self.offline.load(comm)?;
+        let _phase = vitals::phase(Phase::Evaluate);
         let context = EvalContext {
             config: &self.offline.config,
             assembly: &self.offline.assembly,
             dataset: Arc::clone(&self.dataset),
+            stop: &self.stop,
         };
-        let report = eval::evaluate(&context, &loaded.model, comm)?;
+        let Some(report) = eval::evaluate(&context, &loaded.model, comm)? else {
+            if comm.rank() == 0 {
+                say!("stopped by a signal before the evaluation was done; start again for its figures");
+            }
+            return Ok(exit::PREEMPTED);
+        };
         if comm.rank() == 0 {
             self.publish(loaded.step, report)?;
         }
+        vitals::end();
         Ok(exit::OK)
     }
 

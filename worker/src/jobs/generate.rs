@@ -12,14 +12,17 @@ use crate::generate::{Partial, Record, Request, Source, Summary, generate as gen
 use crate::run_dir::replace_file;
 use crate::say;
 use crate::signals::StopRequest;
+use crate::vitals::{self, Phase};
 
 /// Runs the job; the result is the exit code.
 ///
 /// # Errors
 /// Mistakes of the user that show before the ranks connect. Later errors end the process and its peers here.
 pub fn generate(args: &GenerateArgs) -> anyhow::Result<i32> {
-    let stop = StopRequest::install()?;
+    let mut signals = StopRequest::install()?;
     let offline = Offline::open(&args.checkpoint)?;
+    signals.listen_to(&offline.config.trainer.stop_signals)?;
+    let stop = signals.request();
     let (source, kind) = match (&args.prompts, &args.infill) {
         (Some(path), _) => (Source::Prompts(path), "prompts"),
         (None, Some(path)) => (Source::Infill { path, blank: &args.blank }, "infill"),
@@ -47,7 +50,9 @@ struct Generation<'a> {
 impl Generation<'_> {
     fn run(&self, comm: &mut dyn Collectives) -> anyhow::Result<i32> {
         let Offline { config, assembly, .. } = &self.offline;
+        self.offline.show_life(comm, &self.stop);
         let loaded = self.offline.load(comm)?;
+        let _phase = vitals::phase(Phase::Generate);
         let (rank, output) = (comm.rank(), self.output(loaded.step));
         let settings = (&config.predictor, config.seed, loaded.step, self.offline.weights());
         let partial = Partial::new(&output, &settings)?;
@@ -80,6 +85,7 @@ impl Generation<'_> {
         // The texts are whole before a rank's own part of them goes.
         comm.barrier("texts are written")?;
         partial.remove(rank)?;
+        vitals::end();
         Ok(exit::OK)
     }
 

@@ -13,8 +13,9 @@ use crate::comm::{Collectives, CommError, LaunchEnv, connect};
 use crate::config::{self, Experiment};
 use crate::device::RankDevice;
 use crate::run_dir::RunDir;
+use crate::signals::StopRequest;
 use crate::train::{check_model, checkpoint_layout, find_checkpoint, has_average, load_weights};
-use crate::{telemetry, threads};
+use crate::{telemetry, threads, vitals};
 
 /// A run, opened before the ranks connect.
 pub(super) struct Offline<'a> {
@@ -50,6 +51,12 @@ impl<'a> Offline<'a> {
     pub(super) fn connect(&self) -> Result<Box<dyn Collectives>, CommError> {
         let timeout = Duration::from_secs(self.config.trainer.collective_timeout_secs);
         connect(self.launch.as_ref(), timeout)
+    }
+
+    /// Shows in the run directory that the job is alive, unless the run itself does so there, and shares requests to stop.
+    pub(super) fn show_life(&self, comm: &mut dyn Collectives, stop: &StopRequest) {
+        comm.share_stop(stop);
+        vitals::attach_unless_taken(self.run_dir.path(), comm.rank(), comm.world_size());
     }
 
     /// Builds the model and reads the weights that the arguments ask for.

@@ -40,7 +40,7 @@ fn graphs(config: &Experiment, args: &PrepareArgs) -> anyhow::Result<i32> {
 }
 
 fn texts(config: &Experiment, args: &PrepareArgs) -> anyhow::Result<i32> {
-    let progress = JobProgress::new(StopRequest::install()?);
+    let progress = JobProgress::new(StopRequest::install()?.request());
     let options = PrepareOptions {
         output: args.output.clone(),
         rule: match args.text.rule.unwrap_or(RuleArg::Keep) {

@@ -17,7 +17,7 @@ use crate::threads::processors;
 pub fn train_tokenizer(args: &TrainTokenizerArgs) -> anyhow::Result<i32> {
     let named = &args.experiment;
     let resolved = config::load(&named.experiment, &named.overrides, named.config_dir.config_dir.as_deref())?;
-    let progress = JobProgress::new(StopRequest::install()?);
+    let progress = JobProgress::new(StopRequest::install()?.request());
     let options = TokenizerOptions {
         kind: match args.kind {
             TokenizerKindArg::Bpe => TokenizerKind::Bpe,

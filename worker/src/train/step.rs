@@ -10,6 +10,8 @@ use super::{Reducer, TrainState};
 use crate::comm::{Collectives, CommError, ReduceOp};
 use crate::config::Experiment;
 use crate::optim::{Ema, Update, clip_factor, learning_rate, squared_norm};
+use crate::signals::StopRequest;
+use crate::vitals;
 
 /// The loss or the gradient of a step is not finite; the parameters are those before the step.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +62,8 @@ pub struct GlobalFigures {
     pub skipped_rows: u64,
     /// Whether any rank was told to stop.
     pub stop: bool,
+    /// Whether any rank was told so before it had computed its part: then all leave the step, and nothing has changed.
+    pub given_up: bool,
     /// Whether any rank was at work for a checkpoint in the background.
     pub saving: bool,
     /// Longest time that a rank stood still for gradients and parameters of others: the gradients of this step, and the
@@ -69,13 +73,13 @@ pub struct GlobalFigures {
 
 /// What one rank tells the others beside its sums; the largest value of any rank counts.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct RankFlags {
+pub struct RankFlags<'a> {
     /// How long it waited for data.
     pub data_wait: Duration,
     /// Further steps that were ready then.
     pub ready_steps: usize,
-    /// Whether it was told to stop.
-    pub stop: bool,
+    /// Tells it to stop, if anything may.
+    pub stop: Option<&'a StopRequest>,
     /// Whether it is at work for a checkpoint in the background.
     pub saving: bool,
     /// How long it stood still for gradients and parameters of others; the step itself fills this in.
@@ -93,10 +97,13 @@ struct Sums {
     skipped: f64,
     /// Of the part of the summed gradient that this rank counts.
     squared_norm: f64,
+    /// Whether this rank was told to stop before all micro-batches were computed.
+    given_up: bool,
 }
 
 /// Runs one step on this rank's part of a global batch. Gradients are summed over examples and ranks and divided once,
-/// by the number of examples of the whole global batch.
+/// by the number of examples of the whole global batch. A rank that is told to stop before it has computed its part gives the step
+/// up, and all ranks leave it together.
 ///
 /// # Errors
 /// [`NonFinite`], alike on all ranks; failing collectives; batches the model refuses.
@@ -106,13 +113,17 @@ pub fn train_step(
     comm: &mut dyn Collectives,
     reducer: &mut Reducer,
     batch: &StepBatch,
-    flags: RankFlags,
+    flags: RankFlags<'_>,
 ) -> anyhow::Result<StepFigures> {
-    let mut sums = accumulate(state, config, comm.rank(), reducer, batch)?;
+    let stops = || flags.stop.is_some_and(StopRequest::is_set);
+    let mut sums = accumulate(state, config, comm.rank(), reducer, batch, &stops)?;
     reducer.finish_gradients()?;
     sums.squared_norm = squared_norm(state.model.arena().flat_grads(), &state.own)?;
     let global = reduce_figures(comm, &sums, RankFlags { comm_exposed: reducer.take_exposed(), ..flags })?;
 
+    if global.given_up {
+        return Ok(StepFigures { global, grad_norm: 0.0, lr: 0.0 });
+    }
     let per_example = 1.0 / global.examples.max(1.0);
     let grad_norm = global.squared_norm.sqrt() * per_example;
     let loss = global.token_ce + global.stop_loss;
@@ -141,10 +152,15 @@ fn accumulate(
     rank: usize,
     reducer: &mut Reducer,
     batch: &StepBatch,
+    stops: &dyn Fn() -> bool,
 ) -> anyhow::Result<Sums> {
-    let mut sums = Sums { skipped: batch.skipped as f64, ..Sums::default() };
+    let mut sums = Sums { skipped: batch.skipped as f64, given_up: stops(), ..Sums::default() };
     state.model.clear_grads();
     for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
+        sums.given_up |= stops();
+        if sums.given_up {
+            break;
+        }
         let dropout_seed = dropout_seed(config.seed, state.step, rank, index);
         let is_last = index + 1 == batch.micro_batches.len();
         let parts = state.model.forward_backward(
@@ -163,6 +179,7 @@ fn accumulate(
         sums.examples += micro_batch.rows() as f64;
         sums.visible += micro_batch.visible() as f64;
         sums.computed += parts.computed_positions as f64;
+        vitals::tick();
     }
     state.model.settle_grads()?;
     Ok(sums)
@@ -200,15 +217,16 @@ pub fn update_parameters(
 fn reduce_figures(
     comm: &mut dyn Collectives,
     sums: &Sums,
-    flags: RankFlags,
+    flags: RankFlags<'_>,
 ) -> Result<GlobalFigures, CommError> {
-    let Sums { token_ce, stop_loss, examples, visible, computed, skipped, squared_norm } = *sums;
+    let Sums { token_ce, stop_loss, examples, visible, computed, skipped, squared_norm, given_up } = *sums;
     let mut totals = [token_ce, stop_loss, examples, visible, computed, skipped, squared_norm];
     comm.all_reduce("step sums", ReduceOp::Sum, totals[..].as_mut().into())?;
     let flag = |set: bool| f64::from(u8::from(set));
     let fewest_ready = -(flags.ready_steps as f64);
     let [data_wait, comm_exposed] = [flags.data_wait, flags.comm_exposed].map(|time| time.as_secs_f64());
-    let mut largest = [data_wait, flag(flags.stop), flag(flags.saving), fewest_ready, comm_exposed];
+    let stop = flags.stop.is_some_and(StopRequest::is_set);
+    let mut largest = [data_wait, flag(stop), flag(flags.saving), fewest_ready, comm_exposed, flag(given_up)];
     comm.all_reduce("step flags", ReduceOp::Max, largest[..].as_mut().into())?;
     let [token_ce, stop_loss, examples, visible, computed, skipped, squared_norm] = totals;
     let per_example = 1.0 / examples.max(1.0);
@@ -223,6 +241,7 @@ fn reduce_figures(
         ready_steps: -largest[3] as u64,
         skipped_rows: skipped as u64,
         stop: largest[1] > 0.0,
+        given_up: largest[5] > 0.0,
         saving: largest[2] > 0.0,
         comm_exposed: Duration::from_secs_f64(largest[4]),
     })

@@ -117,7 +117,7 @@ fn a_rank_that_begins_another_bucket_is_noticed_by_all() {
             let (op, range) = if last { (op, range) } else { (ExchangeOp::ReduceScatter, 0..grain) };
             buffers.exchange.begin("bucket", op, range).expect("it begins");
             let error = buffers.exchange.finish().expect_err("ranks that went different ways");
-            assert!(matches!(error, CommError::Disagreement { name: "bucket", sequence: 1, .. }), "{error}");
+            assert!(matches!(error, CommError::Disagreement { name: "bucket", .. }), "{error}");
             let after = buffers.exchange.begin("bucket", ExchangeOp::AllReduce, 0..grain);
             assert!(matches!(after, Err(CommError::Closed)));
         }

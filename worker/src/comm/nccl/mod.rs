@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 pub use self::library::{Communicator, NcclLibrary, UniqueId};
 use super::cuda::{COMPUTE, CudaRuntime, Event, Stream};
 use super::dynamic::GpuError;
-use super::watchdog::Watchdog;
+use super::watchdog::{Watchdog, report};
 use super::{Collectives, CommError, Exchange, ExchangeOp, FlatMemory, abort_process, assert_equal};
+use crate::vitals::{self, Call};
 use crate::{complain, exit};
 
 /// Between two looks at the GPU: short beside a step, long beside a look.
@@ -35,7 +36,6 @@ pub struct NcclExchange {
     pending: VecDeque<Pending>,
     /// Events to be used again.
     spare: Vec<Event>,
-    sequence: u64,
     timeout: Duration,
     /// For the calls that may block: connecting, queueing, disconnecting.
     watchdog: Watchdog,
@@ -43,9 +43,7 @@ pub struct NcclExchange {
 
 /// A collective on its way.
 struct Pending {
-    name: &'static str,
-    sequence: u64,
-    bytes: usize,
+    call: Call,
     done: Event,
 }
 
@@ -65,14 +63,15 @@ impl NcclExchange {
         timeout: Duration,
     ) -> Result<Self, CommError> {
         let (rank, world_size) = (comm.rank(), comm.world_size());
-        let watchdog = Watchdog::start(rank, timeout, |message| {
+        let expired = move |message: &str| {
             complain!("error: {message}");
+            report(rank);
             abort_process(exit::COMMUNICATION);
-        })
-        .map_err(|_| CommError::Start)?;
+        };
+        let watchdog = Watchdog::start(rank, timeout, || {}, expired).map_err(|_| CommError::Start)?;
         assert_equal(comm, "versions of NCCL", u64::from(nccl.version()?))?;
         let id = share_id(comm, nccl)?;
-        let call = watchdog.begin("connection of GPUs", 0, 0);
+        let call = watchdog.begin("connection of GPUs", 0);
         let communicator = Communicator::connect(nccl, id, rank, world_size);
         watchdog.end(call);
         Ok(Self {
@@ -86,7 +85,6 @@ impl NcclExchange {
             cuda: Arc::clone(cuda),
             pending: VecDeque::new(),
             spare: Vec::new(),
-            sequence: 0,
             timeout,
             watchdog,
         })
@@ -117,12 +115,13 @@ impl NcclExchange {
 
     /// Sleeps until the GPU has reached the oldest mark, or nothing has moved for too long.
     fn wait_for(&self, oldest: &Pending, since: Instant) -> Result<(), CommError> {
-        let Pending { name, sequence, bytes, .. } = *oldest;
+        let Call { name, number: sequence, bytes } = oldest.call;
         let failed = |error: GpuError| CommError::Nccl { name, sequence, message: error.to_string() };
         while !oldest.done.is_reached().map_err(failed)? {
             self.communicator.health().map_err(failed)?;
             if since.elapsed() > self.timeout {
                 let (rank, allowed) = (self.rank, self.timeout.as_secs());
+                report(rank);
                 return Err(CommError::Late { rank, name, sequence, bytes, allowed });
             }
             std::thread::sleep(POLL);
@@ -135,7 +134,10 @@ impl NcclExchange {
         let mut last = None;
         while let Some(oldest) = self.pending.front() {
             self.wait_for(oldest, Instant::now())?;
-            let done = self.pending.pop_front().map(|oldest| oldest.done);
+            let done = self.pending.pop_front().map(|oldest| {
+                vitals::ended(oldest.call);
+                oldest.done
+            });
             self.spare.extend(std::mem::replace(&mut last, done));
         }
         Ok(last)
@@ -156,25 +158,24 @@ impl Exchange for NcclExchange {
         if range.is_empty() {
             return Ok(());
         }
-        let (sequence, bytes) = (self.sequence, range.len() * size_of::<f32>());
-        self.sequence += 1;
-        let call = self.watchdog.begin(name, sequence, bytes);
+        let call = self.watchdog.begin(name, range.len() * size_of::<f32>());
         let queued = self.queue(op, range);
-        self.watchdog.end(call);
+        self.watchdog.leave(call);
         match queued {
             Ok(done) => {
-                self.pending.push_back(Pending { name, sequence, bytes, done });
+                self.pending.push_back(Pending { call, done });
                 Ok(())
             }
             Err(error) => {
                 self.communicator.abort();
-                Err(CommError::Nccl { name, sequence, message: error.to_string() })
+                Err(CommError::Nccl { name, sequence: call.number, message: error.to_string() })
             }
         }
     }
 
     fn finish(&mut self) -> Result<Duration, CommError> {
         let Some(newest) = self.pending.back() else { return Ok(Duration::ZERO) };
+        let _waits = vitals::wait_for_others();
         self.computed.record(COMPUTE)?;
         newest.done.hold(COMPUTE)?;
         match self.drain() {
@@ -199,7 +200,7 @@ impl Drop for NcclExchange {
             self.communicator.abort();
         }
         // Ranks of one machine disconnect together.
-        self.watchdog.begin("disconnection of GPUs", self.sequence, 0);
+        self.watchdog.begin("disconnection of GPUs", 0);
     }
 }
 

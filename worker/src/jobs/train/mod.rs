@@ -1,5 +1,6 @@
 //! `ilm-worker train`: from a configuration to a trained model, in as many starts as it takes.
 
+mod saves;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -23,7 +24,8 @@ use crate::train::{
     Incompatible, Reducer, RunFacts, Saver, TokenLimit, TrainState, check_model, check_run,
     checkpoint_layout, division, find_checkpoint, recorded_tokens,
 };
-use crate::{exit, memory, threads};
+use crate::{exit, memory, threads, vitals};
+use saves::Saves;
 use steps::Steps;
 
 /// Runs the job; the result is the exit code.
@@ -31,8 +33,8 @@ use steps::Steps;
 /// # Errors
 /// Mistakes of the user that show before the ranks connect. Later errors end the process and its peers here.
 pub fn train(args: &TrainArgs) -> anyhow::Result<i32> {
-    // First, so that a signal during the start is not lost: it is answered after the first step.
-    let stop = StopRequest::install()?;
+    // First, so that a signal during the start is not lost: it is answered before the first step.
+    let mut signals = StopRequest::install()?;
     let launch = LaunchEnv::detect();
     let (rank, world_size) = launch.as_ref().map_or((0, 1), |env| (env.rank, env.world_size));
     let resolved = config::load(
@@ -41,6 +43,8 @@ pub fn train(args: &TrainArgs) -> anyhow::Result<i32> {
         args.experiment.config_dir.config_dir.as_deref(),
     )?;
     let experiment = &resolved.experiment;
+    signals.listen_to(&experiment.trainer.stop_signals)?;
+    let stop = signals.request();
     for warning in config::validate::training(experiment, world_size)? {
         if rank == 0 {
             telemetry::warn(&warning);
@@ -93,6 +97,7 @@ impl Run<'_> {
     }
 
     fn start(&self, comm: &mut dyn Collectives) -> anyhow::Result<i32> {
+        comm.share_stop(&self.stop);
         let threads = threads::threads_per_rank(comm, self.config().trainer.threads)?;
         threads::set_threads(threads);
         let available = memory::available_per_rank(comm)?;
@@ -113,6 +118,7 @@ impl Run<'_> {
         }
 
         let store = self.open_run_dir(comm)?;
+        vitals::attach(self.run_dir.path(), rank, world_size);
         let mut facts = self.facts();
         let recorded = self.resume(&store, comm, &facts, &mut state)?;
         let limit = limit(&state, recorded);
@@ -132,7 +138,8 @@ impl Run<'_> {
         // SAFETY: the state outlives the steps, and a step goes by the rules that the reducer sets.
         let reducer =
             unsafe { Reducer::connect(&device, comm, &self.config().trainer, state.model.arena())? };
-        let mut steps = Steps { run: self, plan, comm, reducer, saver, stall: Duration::ZERO };
+        let saves = Saves::since(state.step);
+        let mut steps = Steps { run: self, plan, comm, reducer, saver, saves };
         // A rank that fails ends its peers here, while the exchange may still have something under way.
         steps.run(&mut state).or_else(|error| exit::fail(&error, rank, world_size))
     }
@@ -150,6 +157,8 @@ impl Run<'_> {
         if comm.rank() == 0 {
             store.remove_stale()?;
         }
+        // Nobody writes there before it is certain that no other run does.
+        comm.barrier("run directory is ours")?;
         Ok(store)
     }
 

@@ -4,18 +4,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use data_pipeline::{
-    BatchPlan, BatchPool, DescribeOptions, LoaderOptions, PlainMemory, Schedule, StepBatch, TrainLoader,
-    TrainStream, describe_batch,
+    BatchPlan, BatchPool, DescribeOptions, LoaderOptions, Next, PlainMemory, Schedule, StepBatch,
+    TrainLoader, TrainStream, describe_batch,
 };
 
 use super::Run;
+use super::saves::{Saves, TooLate};
 use crate::comm::Collectives;
 use crate::eval::{self, EvalContext};
 use crate::exit;
 use crate::run_dir::JsonLines;
 use crate::say;
-use crate::telemetry::{Progress, StepRecord};
+use crate::signals::LEAD_VARIABLE;
+use crate::telemetry::{self, Progress, StepRecord};
 use crate::train::{NonFinite, RankFlags, Reducer, Saver, StepFigures, TrainState, train_step};
+use crate::vitals::{self, Phase};
 
 /// The steps of one start of a run.
 pub(super) struct Steps<'a, 'b> {
@@ -24,8 +27,7 @@ pub(super) struct Steps<'a, 'b> {
     pub(super) comm: &'b mut dyn Collectives,
     pub(super) reducer: Reducer,
     pub(super) saver: Saver,
-    /// Time that training stood still for checkpoints and that no record tells of yet.
-    pub(super) stall: Duration,
+    pub(super) saves: Saves,
 }
 
 impl Steps<'_, '_> {
@@ -36,53 +38,106 @@ impl Steps<'_, '_> {
         let mut loader = self.loader(schedule.clone(), state.position)?;
         let mut view = self.view(state.step)?;
         let first_step = state.step;
+        vitals::step(first_step);
+        let _phase = vitals::phase(Phase::Train);
         while state.step < config.trainer.max_steps {
             let started = Instant::now();
-            let Some(batch) = loader.next()? else { break };
+            let Some(batch) = self.next_batch(&mut loader, state)? else { break };
             if state.step == first_step {
                 self.print_first(&batch);
             }
             let flags = RankFlags {
                 data_wait: started.elapsed(),
                 ready_steps: loader.figures().ready_steps,
-                stop: self.run.stop.is_set(),
+                stop: Some(&self.run.stop),
                 saving: self.saver.is_busy(),
                 ..RankFlags::default()
             };
             let figures = train_step(state, config, self.comm, &mut self.reducer, &batch, flags);
             let figures = figures.or_else(|error| self.keep_what_was_saved(error))?;
+            vitals::step(state.step);
+            if figures.global.given_up {
+                return self.stop(state, view.as_ref());
+            }
             let duration = started.elapsed();
             let finished = state.step == config.trainer.max_steps || schedule.step(state.position).is_none();
-            let last = finished || figures.global.stop;
-            let due = last || state.step.is_multiple_of(config.checkpoint.every_n_steps);
-            let at_once = last || !config.checkpoint.asynchronous;
-            self.save_in_background(state, due && !at_once, figures.global.saving)?;
+            let stops = figures.global.stop && !finished;
+            let due = finished || state.step.is_multiple_of(config.checkpoint.every_n_steps);
+            let at_once = finished || !config.checkpoint.asynchronous;
+            self.save_in_background(state, due && !at_once && !stops, figures.global.saving)?;
             if let Some(view) = &mut view {
                 // A step is on record before its checkpoint is valid, so that no resumed run lacks a record.
                 view.show(&self.record(state, &figures, duration))?;
             }
+            if stops {
+                return self.stop(state, view.as_ref());
+            }
             if due && at_once {
-                let started = Instant::now();
-                self.saver.save_now(self.comm, config, state)?;
-                self.stall += started.elapsed();
+                self.save_now(state)?;
             }
             self.tell_of_save(view.as_ref());
-            if figures.global.stop && !finished {
-                if let Some(view) = &view {
-                    view.progress.finish();
-                    say!("stopped by a signal after step {}; start again to go on", state.step);
-                }
-                return Ok(exit::PREEMPTED);
-            }
-            if config.trainer.val_check_interval.is_some_and(|every| state.step.is_multiple_of(every)) {
-                self.validate(state, view.as_mut())?;
+            let validates = config.trainer.val_check_interval;
+            if validates.is_some_and(|every| state.step.is_multiple_of(every))
+                && !self.validate(state, view.as_mut())?
+            {
+                return self.stop(state, view.as_ref());
             }
         }
+        vitals::end();
         if let Some(view) = &view {
             view.progress.finish();
             say!("finished at step {}", state.step);
         }
         Ok(exit::OK)
+    }
+
+    /// This rank's part of the next step, if there is one. Who is told to stop while data is not there takes part in the step with
+    /// nothing, and gives it up: the others may be waiting for him in it.
+    fn next_batch(&self, loader: &mut TrainLoader, state: &TrainState) -> anyhow::Result<Option<StepBatch>> {
+        let _phase = vitals::phase(Phase::Data);
+        let position = state.position;
+        Ok(match loader.next_unless(&|| self.run.stop.is_set())? {
+            Next::Item(batch) => Some(batch),
+            Next::End => None,
+            Next::Stopped => {
+                let micro_batches = Vec::new();
+                Some(StepBatch { position, next_position: position, micro_batches, skipped: 0 })
+            }
+        })
+    }
+
+    /// Saves what is done, if there is time, and ends this start of the run.
+    fn stop(&mut self, state: &TrainState, view: Option<&View>) -> anyhow::Result<i32> {
+        self.saver.finish(self.comm, self.run.config())?;
+        self.tell_of_save(view);
+        let mut too_late = None;
+        if self.saves.newest != state.step {
+            too_late = self.saves.too_late(&self.run.stop, self.comm)?;
+            if too_late.is_none() {
+                self.save_now(state)?;
+                self.tell_of_save(view);
+            }
+        }
+        if let Some(view) = view {
+            view.progress.finish();
+            if let Some(TooLate { takes, left }) = too_late {
+                telemetry::warn(&format!(
+                    "no checkpoint is begun: saving took up to {takes:.1} s, and {left:.1} s are left of the {LEAD_VARIABLE}                      seconds after the signal; the newest checkpoint is that of step {}",
+                    self.saves.newest
+                ));
+            }
+            say!("stopped by a signal after step {}; start again to go on", state.step);
+        }
+        vitals::end();
+        Ok(exit::PREEMPTED)
+    }
+
+    fn save_now(&mut self, state: &TrainState) -> anyhow::Result<()> {
+        let _phase = vitals::phase(Phase::Save);
+        let started = Instant::now();
+        self.saver.save_now(self.comm, self.run.config(), state)?;
+        self.saves.stall += started.elapsed();
+        Ok(())
     }
 
     fn loader(&self, schedule: Schedule, position: u64) -> anyhow::Result<TrainLoader> {
@@ -160,7 +215,7 @@ impl Steps<'_, '_> {
             skipped_rows: global.skipped_rows,
             comm_exposed_s: global.comm_exposed.as_secs_f64(),
             step_s,
-            checkpoint_stall_s: std::mem::take(&mut self.stall).as_secs_f64(),
+            checkpoint_stall_s: std::mem::take(&mut self.saves.stall).as_secs_f64(),
             eta_s: 0.0,
         }
     }
@@ -175,7 +230,7 @@ impl Steps<'_, '_> {
         if begins {
             self.saver.begin(self.comm, config, state)?;
         }
-        self.stall += started.elapsed();
+        self.saves.stall += started.elapsed();
         Ok(())
     }
 
@@ -188,7 +243,9 @@ impl Steps<'_, '_> {
     }
 
     fn tell_of_save(&mut self, view: Option<&View>) {
-        if let (Some(saved), Some(view)) = (self.saver.take_saved(), view) {
+        let Some(saved) = self.saver.take_saved() else { return };
+        self.saves.note(&saved);
+        if let Some(view) = view {
             let [stood, took] = [saved.timings.stage, saved.timings.total()].map(|time| time.as_secs_f64());
             view.progress.say(&format!(
                 "saved a checkpoint of step {} in {took:.2} s, of which training stood still for {stood:.2} s",
@@ -197,14 +254,17 @@ impl Steps<'_, '_> {
         }
     }
 
-    fn validate(&mut self, state: &mut TrainState, view: Option<&mut View>) -> anyhow::Result<()> {
+    /// Whether it came to its end: a signal ends it early.
+    fn validate(&mut self, state: &mut TrainState, view: Option<&mut View>) -> anyhow::Result<bool> {
         let run = self.run;
-        let Some(dataset) = &run.validation else { return Ok(()) };
+        let Some(dataset) = &run.validation else { return Ok(true) };
+        let _phase = vitals::phase(Phase::Validate);
         let step = state.step;
-        let context =
-            EvalContext { config: run.config(), assembly: &run.assembly, dataset: Arc::clone(dataset) };
+        let dataset = Arc::clone(dataset);
+        let context = EvalContext { config: run.config(), assembly: &run.assembly, dataset, stop: &run.stop };
         let Self { comm, reducer, .. } = self;
         let report = state.with_averaged_weights(reducer, |model| eval::evaluate(&context, model, *comm))?;
+        let Some(report) = report else { return Ok(false) };
         if let Some(view) = view {
             view.progress.say(&format!("validation at step {step}: {report}"));
             view.validation.append(&report.of_step(step))?;
@@ -214,7 +274,7 @@ impl Steps<'_, '_> {
                 self.saver.record_figure(step, name, value)?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 
