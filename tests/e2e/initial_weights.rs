@@ -5,10 +5,12 @@ use std::process::Command;
 
 use crate::program::{checkpoint_bits, checkpoint_path, figures, ranks, run, tiny_star, worker};
 
-fn command(world_size: usize, run_dir: &Path, steps: u64) -> Command {
+/// Settings of [`tiny_star`] but for the rate.
+fn command(world_size: usize, run_dir: &Path, steps: u64, lr: &str) -> Command {
     let mut command = ranks(world_size);
-    command.args(tiny_star(run_dir)).arg(format!("trainer.max_steps={steps}"));
-    command.args(["model.dropout=0.0", "optimizer.lr=0", "checkpoint.every_n_steps=4"]);
+    let settings = tiny_star(run_dir).into_iter().filter(|setting| !setting.starts_with("optimizer.lr"));
+    command.args(settings).arg(format!("optimizer.lr={lr}")).arg(format!("trainer.max_steps={steps}"));
+    command.args(["model.dropout=0.0", "checkpoint.every_n_steps=4"]);
     command
 }
 
@@ -17,7 +19,7 @@ fn a_new_run_starts_with_the_weights_of_a_run_a_checkpoint_or_a_file() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = |name: &str| folder.path().join(name);
     let source = path("source");
-    run(command(1, &source, 8).args(["optimizer.lr=1e-3", "seed=3"])).expect(0);
+    run(command(1, &source, 8, "1e-3").arg("seed=3")).expect(0);
     let trained = checkpoint_bits(&source, 8);
     assert!(trained["ema"] != trained["master"]);
     let export = |to: &str, kind: &str| {
@@ -27,7 +29,7 @@ fn a_new_run_starts_with_the_weights_of_a_run_a_checkpoint_or_a_file() {
         path(to)
     };
     let raw = path("without-average");
-    run(command(1, &raw, 4).args(["optimizer.lr=1e-3", "seed=3", "trainer.ema_decay="])).expect(0);
+    run(command(1, &raw, 4, "1e-3").args(["seed=3", "trainer.ema_decay="])).expect(0);
 
     let cases = [
         ("run", source.clone(), "averaged weights", trained["ema"].clone()),
@@ -48,7 +50,7 @@ fn a_new_run_starts_with_the_weights_of_a_run_a_checkpoint_or_a_file() {
     ];
     for (index, (name, from, said, weights)) in cases.into_iter().enumerate() {
         let new = path(&format!("new-{name}"));
-        let begun = run(command(1 + index % 2, &new, 1).arg("--init-from").arg(&from)).expect(0);
+        let begun = run(command(1 + index % 2, &new, 1, "0").arg("--init-from").arg(&from)).expect(0);
         assert!(begun.stdout.contains(&format!("starting from the {said}")), "{name}: {}", begun.stdout);
         assert_eq!(figures(&new, "step"), [1.0], "{name}: the steps are new");
         // The rate is 0, so the first checkpoint has the weights themselves, and the average of nothing else.
@@ -61,10 +63,10 @@ fn a_new_run_starts_with_the_weights_of_a_run_a_checkpoint_or_a_file() {
 fn a_run_that_was_begun_goes_on_from_its_own_checkpoint() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = |name: &str| folder.path().join(name);
-    run(&mut command(1, &path("source"), 4)).expect(0);
+    run(&mut command(1, &path("source"), 4, "1e-3")).expect(0);
     let begin = |steps: u64, from: &str| {
-        let mut command = command(2, &path("run"), steps);
-        command.args(["seed=2", "optimizer.lr=1e-3", "--init-from"]).arg(path(from));
+        let mut command = command(2, &path("run"), steps, "1e-3");
+        command.args(["seed=2", "--init-from"]).arg(path(from));
         command
     };
     run(&mut begin(4, "source")).expect(0);
@@ -83,7 +85,9 @@ fn a_run_that_was_begun_goes_on_from_its_own_checkpoint() {
     assert!(!path("run").join("previous-1").exists());
     let fresh = run(begin(5, "source").arg("--fresh")).expect(0);
     assert!(fresh.stdout.contains("starting from the averaged weights"), "{}", fresh.stdout);
-    let other =
-        run(command(1, &path("other"), 1).arg("model.d_model=32").arg("--init-from").arg(path("source")));
+    let other = run(command(1, &path("other"), 1, "0")
+        .arg("model.num_layers=1")
+        .arg("--init-from")
+        .arg(path("source")));
     other.expect(4).sentence();
 }

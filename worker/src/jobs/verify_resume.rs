@@ -135,10 +135,7 @@ impl Verification<'_> {
             return Err("the run has ended before the first step to compare".to_owned());
         };
         let checked = pairs.iter().filter(|(before, now)| before.parameters.and(now.parameters).is_some());
-        let checksums = match checked.count() {
-            0 => String::new(),
-            count => format!(", {count} checksums of the parameters"),
-        };
+        let checksums = if checked.count() > 0 { ", parameters" } else { "" };
         let (verdict, figures) = match least {
             Exactness::Bits => ("same bits", format!("samples, losses, gradient norms{checksums}")),
             Exactness::Rounding => ("same samples, and losses equal to rounding", other_ranks(last, now, "")),

@@ -65,7 +65,9 @@ fn every_bit_survives_other_numbers_of_ranks_and_bf16() {
                 dataset_fingerprint: String::new(),
                 order: Default::default(),
             };
-            save(&mut store, comm, &experiment(true), &facts, &state).expect("a checkpoint");
+            let mut settings = experiment(true);
+            settings.checkpoint.keep_last = JOBS.len();
+            save(&mut store, comm, &settings, &facts, &state).expect("a checkpoint");
         },
         || {
             let store = Store::open(folder.path()).expect("a store");
