@@ -95,8 +95,8 @@ impl Model {
             dropout: Dropout::new(config.dropout, dropout_seed),
             kind: operand_kind(self.shape().precision),
         };
-        let (context, tape) = attention.forward(qkv.shallow_clone())?;
-        attention.backward(tape, &context, grad, config.nhead)
+        let (_, tape) = attention.forward(qkv.shallow_clone())?;
+        attention.backward(tape, grad, config.nhead)
     }
 }
 

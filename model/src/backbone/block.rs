@@ -131,7 +131,7 @@ impl Block {
         let branch = branch.expect("the gradient of a branch was asked for");
         let context = self.project.product_backward(&tape.context, &branch)?;
         let attention = self.attention(flow, self.qkv.kind());
-        let qkv = attention.backward(tape.attention, &tape.context, &context, self.heads)?;
+        let qkv = attention.backward(tape.attention, &context, self.heads)?;
         let normed = self.qkv.product_backward(&tape.normed1.normed, &qkv)?;
         let end = before.map(|before| before.end(flow));
         add_norm_backward(stream, &normed, &tape.normed1, &self.norm1.weights(), end)

@@ -75,15 +75,14 @@ pub(crate) fn forward(qkv: &Tensor, spans: Spans, kind: Kind) -> Result<(Tensor,
     Ok((context, Tape { qkv: turned, log_sums }))
 }
 
-/// The gradient of `qkv` [N, 3 H h], given context and its gradient [N, H h] (f32).
-pub(crate) fn backward(tape: &Tape, spans: Spans, context: &Tensor, grad: &Tensor) -> Result<Tensor> {
+/// The gradient of `qkv` [N, 3 H h], given that of the context [N, H h] (f32).
+pub(crate) fn backward(tape: &Tape, spans: Spans, grad: &Tensor) -> Result<Tensor> {
     let sizes = Sizes::of(&tape.qkv);
     let kind = tape.qkv.kind();
     let mut out = Tensor::f_empty([sizes.tokens as i64, 3 * sizes.row() as i64], (kind, grad.device()))?;
     with_operand!(kind, T => {
         let saved = Saved::<T> {
             qkv: elements(&tape.qkv),
-            context: elements(context),
             log_sums: elements(&tape.log_sums),
             grad: elements(grad),
         };
@@ -165,7 +164,6 @@ struct Outputs<T> {
 
 struct Saved<'a, T> {
     qkv: &'a [T],
-    context: &'a [T],
     log_sums: &'a [f32],
     grad: &'a [f32],
 }
@@ -260,13 +258,8 @@ fn backward_head<T: Operand + SmallGemm>(head: Head, saved: &Saved<T>, spans: Sp
     let (query_grads, rest) = grads.split_at_mut(head.len * width);
     let (key_grads, value_grads) = rest.split_at_mut(head.len * width);
     let mut context_grad = vec![T::default(); head.len * width];
-    // sum over keys of p dp, which is that over features of context times its gradient
-    let mut inner = vec![0.0; head.len];
     for (token, to) in context_grad.chunks_exact_mut(width).enumerate() {
-        let place = head.context_place(token);
-        let (grad, context) = (&saved.grad[place..][..width], &saved.context[place..][..width]);
-        convert(grad, to);
-        inner[token] = sum(width, |i| grad[i] * context[i].to_f32());
+        convert(&saved.grad[head.context_place(token)..][..width], to);
     }
     let [keys, values] = [1, 2].map(|part| head.part(saved.qkv, 0, part));
     for (first, queries) in head.strips() {
@@ -283,8 +276,9 @@ fn backward_head<T: Operand + SmallGemm>(head: Head, saved: &Saved<T>, spans: Sp
             let log_sum = saved.log_sums[(head.start + token) * heads + head.head];
             spans.dropout.factors(head.query(token), &mut scratch.factors);
             softmax_backward(
-                [&scores[cells.clone()], &slopes[cells.clone()], &scratch.factors],
-                [log_sum, inner[token]],
+                [&mut scores[cells.clone()], &mut slopes[cells.clone()]],
+                &scratch.factors,
+                log_sum,
                 &mut scratch.probabilities[cells.clone()],
                 &mut scratch.score_grads[cells],
             );
@@ -373,20 +367,30 @@ fn softmax<T: Operand>(scores: &mut [f32], factors: &[f32], probabilities: &mut 
     top + total.ln()
 }
 
-/// Probabilities p behind the dropout, and the gradient of the scores `p (factor slope - inner)`.
+/// Probabilities p behind the dropout, and the gradient of the scores, `p (factor slope - inner)` with `inner` the sum of
+/// `p factor slope`. Scores and slopes are used up.
+///
+/// FlashAttention takes `inner` from context and its gradient. Here both may be rounded, and the error, the same for all keys
+/// of a query, is not small beside what is left where one key has nearly all of the probability.
 #[inline(always)]
 fn softmax_backward<T: Operand>(
-    [scores, slopes, factors]: [&[f32]; 3],
-    [log_sum, inner]: [f32; 2],
+    [scores, slopes]: [&mut [f32]; 2],
+    factors: &[f32],
+    log_sum: f32,
     probabilities: &mut [T],
     grads: &mut [T],
 ) {
     let len = scores.len();
-    let (slopes, factors) = (&slopes[..len], &factors[..len]);
+    let (slopes, factors) = (&mut slopes[..len], &factors[..len]);
     let (probabilities, grads) = (&mut probabilities[..len], &mut grads[..len]);
     for i in 0..len {
-        let p = exp(scores[i] - log_sum);
-        probabilities[i] = T::from_f32(p * factors[i]);
-        grads[i] = T::from_f32(p * (factors[i] * slopes[i] - inner));
+        scores[i] = exp(scores[i] - log_sum);
+        slopes[i] *= factors[i];
+        probabilities[i] = T::from_f32(scores[i] * factors[i]);
+    }
+    let (scores, slopes) = (&*scores, &*slopes);
+    let inner = sum(len, |i| scores[i] * slopes[i]);
+    for i in 0..len {
+        grads[i] = T::from_f32(scores[i] * (slopes[i] - inner));
     }
 }

@@ -48,13 +48,11 @@ impl Attention<'_> {
         Ok((context.f_to_kind(self.kind)?, Tape::Buckets(tape)))
     }
 
-    /// Gradient of `qkv` [N, 3 H h] of type `kind`, given context and its gradient [N, H h] (f32).
-    pub(crate) fn backward(self, tape: Tape, context: &Tensor, grad: &Tensor, heads: i64) -> Result<Tensor> {
+    /// Gradient of `qkv` [N, 3 H h] of type `kind`, given that of the context [N, H h] (f32).
+    pub(crate) fn backward(self, tape: Tape, grad: &Tensor, heads: i64) -> Result<Tensor> {
         let tape = match tape {
             Tape::Kernel(tape) => {
-                let kind = best_kind(self.kind).unwrap_or(Kind::Float);
-                let context = context.f_to_kind(kind)?;
-                let out = kernels::attention::backward(&tape, self.spans(), &context, grad)?;
+                let out = kernels::attention::backward(&tape, self.spans(), grad)?;
                 return Ok(out.f_to_kind(self.kind)?);
             }
             Tape::Buckets(tape) => tape,
@@ -272,7 +270,7 @@ mod tests {
         let attention = Attention { plan: &plan, turns: Some(&turns), dropout, kind };
         let (context, tape) = attention.forward(wave(&[tokens, 3, heads, width], 0.1) * 2.0).unwrap();
         let grad = wave(&[tokens, heads * width], 0.4);
-        let grad = attention.backward(tape, &context, &grad, heads).unwrap();
+        let grad = attention.backward(tape, &grad, heads).unwrap();
         [context, grad]
     }
 
