@@ -47,6 +47,11 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Whether a directory looks like one of a checkpoint.
+    pub fn is_at(dir: &Path) -> bool {
+        dir.join(MANIFEST_FILE).exists()
+    }
+
     /// The checkpoint's directory.
     pub fn dir(&self) -> &Path {
         &self.dir

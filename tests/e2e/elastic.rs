@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::program::{figures, mpirun_into, ranks, run, tiny_star, worker};
+use crate::program::{digest_entries, figures, mpirun_into, ranks, run, tiny_star, worker};
 
 const STEPS: usize = 20;
 
@@ -52,17 +52,67 @@ fn accumulation_on_one_rank_equals_two_ranks() {
     assert_alike(&one, &train(3, &folder.path().join("three")));
 }
 
-#[test]
-fn a_checkpoint_resumes_on_another_number_of_ranks() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let reference = train(1, &folder.path().join("reference"));
-    let run_dir = folder.path().join("changed");
-    let mut first = ranks(2);
-    // The schedule is constant, so a run cut short by max_steps is the beginning of the longer one.
-    run(first.args(tiny_star(&run_dir)).args(["model.dropout=0.0", "trainer.max_steps=7"])).expect(0);
-    let (losses, _) = train(1, &run_dir);
-    for (step, (a, b)) in reference.0.iter().zip(&losses).enumerate() {
-        assert!((a - b).abs() < 1e-5, "step {}: {a} {b}", step + 1);
+fn losses_are_close(one: &Path, other: &Path, steps: usize) -> bool {
+    let [one, other] = [one, other].map(|run_dir| figures(run_dir, "loss"));
+    one.len() >= steps
+        && other.len() == steps
+        && one.iter().zip(&other).all(|(one, other)| (one - other).abs() < 1e-5)
+}
+
+/// Runs on so many ranks up to a step. The schedule is constant, so a run cut short is the beginning of a longer one.
+fn go_on(world_size: usize, run_dir: &Path, steps: u64, settings: &[&str]) {
+    let mut command = ranks(world_size);
+    command.args(tiny_star(run_dir)).args(["model.dropout=0.0"]).args(settings);
+    run(command.arg(format!("trainer.max_steps={steps}"))).expect(0);
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a new folder");
+    for entry in std::fs::read_dir(from).expect("readable folder") {
+        let path = entry.expect("readable folder").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).expect("a copy");
+        }
     }
-    assert_eq!(losses.len(), STEPS);
+}
+
+#[test]
+fn a_checkpoint_of_four_ranks_goes_on_on_any_number_and_back() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name);
+    let (reference, begun) = (path("reference"), path("begun"));
+    go_on(4, &reference, 20, &[]);
+    go_on(4, &begun, 7, &[]);
+    let samples = digest_entries(&reference, "samples");
+    for world_size in [1, 2, 3, 8] {
+        let resumed = path(&format!("on-{world_size}"));
+        copy(&begun, &resumed);
+        go_on(world_size, &resumed, 17, &[]);
+        assert_eq!(digest_entries(&resumed, "samples"), samples[..17], "samples on {world_size} ranks");
+        assert!(losses_are_close(&reference, &resumed, 17), "losses on {world_size} ranks");
+        go_on(4, &resumed, 20, &[]);
+        assert_eq!(digest_entries(&resumed, "samples"), samples, "samples back on 4 ranks");
+        assert!(losses_are_close(&reference, &resumed, 20), "losses back on 4 ranks");
+        let computed_by = digest_entries(&resumed, "ranks");
+        assert_eq!([&computed_by[6], &computed_by[16], &computed_by[19]], [4, world_size, 4]);
+    }
+}
+
+#[test]
+fn products_in_bf16_and_back_go_on_with_the_same_samples_and_nearly_the_same_losses() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (reference, changed) = (folder.path().join("reference"), folder.path().join("changed"));
+    go_on(2, &reference, 9, &[]);
+    for (steps, precision) in [(3, "fp32"), (6, "bf16"), (9, "fp32")] {
+        go_on(2, &changed, steps, &[&format!("trainer.precision={precision}")]);
+    }
+    assert_eq!(digest_entries(&reference, "samples"), digest_entries(&changed, "samples"));
+    let [exact, rounded] = [&reference, &changed].map(|run_dir| figures(run_dir, "loss"));
+    assert_eq!(exact[..3], rounded[..3]);
+    assert_ne!(exact[3..], rounded[3..], "nothing was rounded");
+    // bf16 has 8 bits.
+    assert!(exact.iter().zip(&rounded).all(|(exact, rounded)| (exact / rounded - 1.0).abs() < 0.02));
 }

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::program::{
-    Signal, checkpoint_steps, children, kill, last_step, mpirun, run, start, tiny_star, wait, wait_until,
-    worker,
+    Signal, checkpoint_steps, children, json_lines, kill, last_step, mpirun, ranks, run, start, tiny_star,
+    wait, wait_until, worker,
 };
 
 #[test]
@@ -27,7 +27,8 @@ fn a_rank_that_hangs_is_noticed_and_ends_the_job() {
 
 #[test]
 fn a_loss_that_is_not_finite_ends_the_run_before_anything_is_spoilt() {
-    for mut command in [worker(), mpirun(2)] {
+    for world_size in [1, 2] {
+        let mut command = ranks(world_size);
         let folder = tempfile::tempdir().expect("a temporary folder");
         command.args(["--experiment", "star_easy_ilm", "model=rotary_tiny", "trainer.threads=1"]);
         command.args(["per_device_batch_size=4", "global_batch_size=8", "trainer.max_steps=100"]);
@@ -35,7 +36,18 @@ fn a_loss_that_is_not_finite_ends_the_run_before_anything_is_spoilt() {
         let finished = run(&mut command).expect(6);
         let sentence = finished.sentence();
         assert!(sentence.contains("step ") && sentence.contains("optimizer.lr"), "{sentence}");
-        assert_eq!(checkpoint_steps(folder.path()).last().copied().unwrap_or(0), last_step(folder.path()));
+        // The first update is the last one; three steps are skipped, and all of it is saved.
+        assert!(sentence.contains("the 3 steps before it were skipped"), "{sentence}");
+        assert_eq!(checkpoint_steps(folder.path()).last(), Some(&last_step(folder.path())));
+        let skipped = json_lines(&folder.path().join("skipped.jsonl"));
+        assert_eq!(skipped.len(), 3);
+        let dumped = last_step(folder.path()) + 1;
+        let dump = folder.path().join(format!("dumps/step-{dumped:09}"));
+        assert!(finished.stdout.contains(&dump.display().to_string()), "{}", finished.stdout);
+        let rows = |rank: usize| json_lines(&dump.join(format!("rank-{rank}.jsonl")));
+        let rows: Vec<_> = (0..world_size).flat_map(rows).collect();
+        assert_eq!(rows.len(), 8, "the whole batch, whoever had it");
+        assert!(dump.join("rank-0.txt").exists());
     }
 }
 

@@ -217,6 +217,17 @@ pub fn metrics(run_dir: &Path) -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
+/// The lines of a run's `digest.jsonl`, and of other files of JSON lines.
+pub fn json_lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect()
+}
+
+/// One entry of every line of `digest.jsonl`.
+pub fn digest_entries(run_dir: &Path, name: &str) -> Vec<Value> {
+    json_lines(&run_dir.join("digest.jsonl")).iter().map(|line| line[name].clone()).collect()
+}
+
 /// Finished steps according to `metrics.jsonl`.
 pub fn last_step(run_dir: &Path) -> u64 {
     metrics(run_dir).last().map_or(0, |line| line["step"].as_u64().expect("every line has a step"))

@@ -1,5 +1,6 @@
 //! A killed run, started again, ends with the bits of a run that was never killed.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -15,6 +16,7 @@ fn command(world_size: usize, run_dir: &Path, steps: u64) -> Command {
     let mut command = ranks(world_size);
     command.args(tiny_star(run_dir)).arg(format!("trainer.max_steps={steps}"));
     command.args(["data.star.train_size=40", "model.dropout=0.1", "checkpoint.every_n_steps=3"]);
+    command.arg("trainer.checksum_every_n_steps=4");
     command
 }
 
@@ -38,6 +40,8 @@ fn uninterrupted(world_size: usize, run_dir: &Path) {
 fn assert_same_end(expected: &Path, found: &Path) {
     assert_eq!(checkpoint_steps(found).last(), Some(&STEPS));
     assert!(checkpoint_bits(expected, STEPS) == checkpoint_bits(found, STEPS), "the final states differ");
+    let digest = |run_dir: &Path| fs::read_to_string(run_dir.join("digest.jsonl")).expect("a digest");
+    assert!(digest(expected) == digest(found), "the digests differ");
     for name in ["step", "loss", "grad_norm", "lr", "epoch"] {
         assert_eq!(figures(expected, name), figures(found, name), "{name} of the steps differ");
     }

@@ -28,7 +28,7 @@ Examples:
   ilm-worker generate --run-dir runs/lm1b_ilm --infill texts.txt
 
 Exit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint or run directory, 5 communication,
-6 loss not finite, 75 stopped by a signal after saving (start again to go on).";
+6 loss not finite, 7 not what the run recorded, 75 stopped by a signal after saving (start again to go on).";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -56,6 +56,10 @@ pub enum Command {
     Prepare(PrepareArgs),
     /// Trains a tokenizer on the texts of data.train.
     TrainTokenizer(TrainTokenizerArgs),
+    /// Trains some steps again from a checkpoint, writes nothing, and says whether they are those that the run recorded.
+    VerifyResume(VerifyResumeArgs),
+    /// Shows the batch of a step as a person would read it; nothing is trained.
+    Replay(ReplayArgs),
     /// Measures training and its parts on this machine; prints JSON, a figure a line.
     Bench(BenchArgs),
 }
@@ -115,6 +119,10 @@ pub struct TrainArgs {
     /// Folder of the run [default: runs/EXPERIMENT].
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Weights that a new run starts with: a run directory or checkpoint of ours (its averaged weights, if it has any), or
+    /// weights in the reference's form. A run that has checkpoints goes on from those.
+    #[arg(long, value_name = "PATH")]
+    pub init_from: Option<PathBuf>,
     /// Start anew; what the folder holds is moved to `previous-N` inside it.
     #[arg(long)]
     pub fresh: bool,
@@ -214,6 +222,46 @@ pub struct GenerateArgs {
     /// File to write, a JSON object a line [default: generations/step-N-KIND.jsonl in the run directory].
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+}
+
+/// `ilm-worker verify-resume`.
+#[derive(Debug, Args)]
+pub struct VerifyResumeArgs {
+    /// Which run.
+    #[command(flatten)]
+    pub run_dir: RunDirArgs,
+    /// Step of the checkpoint to go on from [default: the newest one with so many recorded steps after it].
+    #[arg(long, value_name = "N")]
+    pub step: Option<u64>,
+    /// Steps to train.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+    /// Changes to the run's configuration: `key.path=value`.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// `ilm-worker replay`.
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// Which run.
+    #[command(flatten)]
+    pub run_dir: RunDirArgs,
+    /// Number of the step, from 1.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub step: u64,
+    /// Only this rank's part.
+    #[arg(long, value_name = "K")]
+    pub rank: Option<usize>,
+    /// Only this micro-batch of every rank, from 0.
+    #[arg(long, value_name = "K")]
+    pub micro_batch: Option<usize>,
+    /// Print JSON, a row a line.
+    #[arg(long)]
+    pub json: bool,
+    /// Changes to the run's configuration: `key.path=value`.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
 }
 
 /// `ilm-worker import`.

@@ -20,10 +20,12 @@ pub const USAGE: i32 = 2;
 pub const DATA: i32 = 3;
 /// A checkpoint or the run directory cannot be read or written.
 pub const CHECKPOINT: i32 = 4;
-/// The ranks cannot speak to each other, or one waited too long for another.
+/// The ranks cannot speak to each other, one waited too long for another, or they hold different parameters.
 pub const COMMUNICATION: i32 = 5;
-/// The loss or the gradient is not a finite number.
+/// Loss or gradient is not finite, more often than steps may be skipped.
 pub const NON_FINITE: i32 = 6;
+/// What was computed again is not what the run recorded.
+pub const DIFFERS: i32 = 7;
 /// Told to stop, and stopped after saving what is done: starting again goes on from there.
 pub const PREEMPTED: i32 = 75;
 /// A bug of this program.

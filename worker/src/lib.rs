@@ -49,6 +49,8 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
         Command::Plan(args) => jobs::plan(args),
         Command::Prepare(args) => jobs::prepare(args),
         Command::TrainTokenizer(args) => jobs::train_tokenizer(args),
+        Command::VerifyResume(args) => jobs::verify_resume(args),
+        Command::Replay(args) => jobs::replay(args),
         Command::Bench(args) => jobs::bench(args),
     };
     result.unwrap_or_else(|error| {

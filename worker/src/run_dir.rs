@@ -1,4 +1,4 @@
-//! The folder of one run: `config.toml`, `metrics.jsonl`, `checkpoints/`, `evaluations/`, `generations/`.
+//! The folder of one run: `config.toml`, `metrics.jsonl`, `digest.jsonl`, `checkpoints/`, `evaluations/`, `generations/`.
 
 use std::fs;
 use std::io::{self, Write};
@@ -61,6 +61,21 @@ impl RunDir {
     /// One JSON line per validation during training.
     pub fn validation(&self) -> PathBuf {
         self.root.join("validation.jsonl")
+    }
+
+    /// One JSON line per step, by which two runs are compared.
+    pub fn digest(&self) -> PathBuf {
+        self.root.join("digest.jsonl")
+    }
+
+    /// One JSON line per step that left the parameters as they were.
+    pub fn skipped(&self) -> PathBuf {
+        self.root.join("skipped.jsonl")
+    }
+
+    /// The batch of the step that a run ended at because it was not finite.
+    pub fn dump(&self, step: u64) -> PathBuf {
+        self.root.join("dumps").join(format!("step-{step:09}"))
     }
 
     /// Results of evaluations.

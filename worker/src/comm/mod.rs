@@ -8,6 +8,7 @@ mod buckets;
 mod cuda;
 mod dynamic;
 mod engine;
+mod equality;
 mod exchange;
 mod launch_env;
 mod mpi;
@@ -200,14 +201,12 @@ pub enum CommError {
     #[error("MPI is already initialised or cannot give thread support 'multiple'")]
     Start,
     /// The ranks hold different values of something that must be equal.
-    #[error("{what} differ between ranks; rank {rank} has {mine:016x}")]
+    #[error("{what} differ between ranks: {who}")]
     Unequal {
         /// What was compared.
         what: &'static str,
-        /// This rank.
-        rank: usize,
-        /// This rank's checksum.
-        mine: u64,
+        /// Which ranks have what.
+        who: String,
     },
 }
 
@@ -227,9 +226,6 @@ pub fn connect(env: Option<&LaunchEnv>, timeout: Duration) -> Result<Box<dyn Col
 /// # Errors
 /// [`CommError::Unequal`] on every rank, or a failing collective.
 pub fn assert_equal(comm: &mut dyn Collectives, what: &'static str, checksum: u64) -> Result<(), CommError> {
-    let all = comm.all_gather(what, &checksum.to_le_bytes())?;
-    if all.iter().all(|other| other == &checksum.to_le_bytes()) {
-        return Ok(());
-    }
-    Err(CommError::Unequal { what, rank: comm.rank(), mine: checksum })
+    let all = comm.all_gather(what, &checksum.to_be_bytes())?;
+    equality::check(&all).map_err(|who| CommError::Unequal { what, who })
 }

@@ -187,6 +187,13 @@ pub struct TrainerConfig {
     pub reduce_bucket_mib: usize,
     /// Whether a rank keeps moments and averages of its own part of the parameters only; unset: above one rank.
     pub shard_optimizer: Option<bool>,
+    /// Optimizer steps between two checks that all ranks have the same parameters; none never checks.
+    pub checksum_every_n_steps: Option<u64>,
+    /// Steps one after the other whose update is left out because loss or gradient is not finite; one more ends the run.
+    pub max_skipped_steps_in_row: u64,
+    /// Standard deviations above its moving mean at which a loss or gradient norm is a spike, whose update is left out; none
+    /// leaves out no spike.
+    pub skip_spikes_above: Option<f64>,
 }
 
 impl TrainerConfig {
@@ -214,6 +221,9 @@ impl Default for TrainerConfig {
             overlap_reduction: true,
             reduce_bucket_mib: 25,
             shard_optimizer: None,
+            checksum_every_n_steps: Some(100),
+            max_skipped_steps_in_row: 3,
+            skip_spikes_above: None,
         }
     }
 }

@@ -133,6 +133,8 @@ fn trainer(trainer: &TrainerConfig) -> Result<(), ConfigError> {
     optional(trainer.max_tokens_per_micro_batch, |tokens| {
         at_least("trainer.max_tokens_per_micro_batch", tokens, 1)
     })?;
+    optional(trainer.checksum_every_n_steps, |steps| at_least("trainer.checksum_every_n_steps", steps, 1))?;
+    optional(trainer.skip_spikes_above, |bound| positive("trainer.skip_spikes_above", bound))?;
     optional(trainer.threads, |threads| at_least("trainer.threads", threads, 1))?;
     at_least("trainer.collective_timeout_secs", trainer.collective_timeout_secs, 1)?;
     at_least("trainer.reduce_bucket_mib", trainer.reduce_bucket_mib, 1)

@@ -33,6 +33,8 @@ pub struct StepRecord {
     pub data_ready_steps: u64,
     /// Rows of this step that were left out because they cannot be used.
     pub skipped_rows: u64,
+    /// Whether the parameters were left as they were (see `skipped.jsonl`).
+    pub update_skipped: bool,
     /// Longest time that a rank stood still for gradients and parameters of others, in seconds: the gradients of this step and
     /// the parameters after the step before.
     pub comm_exposed_s: f64,
@@ -49,7 +51,7 @@ impl fmt::Display for StepRecord {
         write!(
             f,
             "loss {:.4} (token {:.4} stop {:.4})  |g| {:.3}  lr {:.2e}  {:.0} ex/s  {:.0} tok/s  useful {:.0}%  \
-             data wait {:.1}%  eta {}",
+             data wait {:.1}%  eta {}{}",
             self.loss,
             self.token_ce,
             self.stop_loss,
@@ -60,6 +62,7 @@ impl fmt::Display for StepRecord {
             100.0 * self.useful_positions,
             100.0 * self.data_wait_s / self.step_s.max(f64::MIN_POSITIVE),
             duration(self.eta_s),
+            if self.update_skipped { "  (update skipped)" } else { "" },
         )
     }
 }

@@ -1,6 +1,9 @@
 //! Training: the state of a run, one step of it, and its checkpoints.
 
+mod digest;
+mod digest_step;
 mod division;
+mod guard;
 mod micro_batch;
 mod reducer;
 mod resume;
@@ -10,7 +13,10 @@ mod sections;
 mod state;
 mod step;
 
+pub use self::digest::{Bits, RunDigest, StepDigest, samples_hash};
+pub use self::digest_step::digest_step;
 pub use self::division::Division;
+pub use self::guard::{Guard, Skip, Verdict};
 pub use self::micro_batch::{Source, TokenLimit, recorded_tokens};
 pub use self::reducer::{Reducer, division};
 pub use self::resume::{Incompatible, check_model, check_run, find_checkpoint};

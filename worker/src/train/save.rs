@@ -45,7 +45,7 @@ impl RunFacts {
             config_hash: self.config_hash.clone(),
             dataset_fingerprint: self.dataset_fingerprint.clone(),
             world_size: world_size as u64,
-            counters: self.order.clone().into_iter().chain(tokens).collect(),
+            counters: self.order.clone().into_iter().chain(tokens).chain(state.counters()).collect(),
         }
     }
 }

@@ -4,13 +4,14 @@ use std::ops::Range;
 
 use checkpoints::{Checkpoint, Layout, TensorEntry};
 use ilm_model::{Error, Flat, Model};
-use xxhash_rust::xxh3::Xxh3Default;
 
+use super::digest::RunDigest;
+use super::guard::Guard;
 use super::sections::{EMA, EXP_AVG, EXP_AVG_SQ, MASTER, StateSection, read_section};
 use super::{Division, Reducer};
 use crate::comm::{Buffer, Collectives};
 use crate::config::Experiment;
-use crate::optim::{AdamW, Ema, Part, Parts};
+use crate::optim::{AdamW, Ema, Part, Parts, checksum};
 
 /// The state of a run between two steps, as one rank has it.
 pub struct TrainState {
@@ -26,6 +27,10 @@ pub struct TrainState {
     pub step: u64,
     /// Samples taken from the global order so far.
     pub position: u64,
+    /// Decides which steps are skipped.
+    pub guard: Guard,
+    /// What all steps did, once the first begins.
+    pub digest: Option<RunDigest>,
 }
 
 impl TrainState {
@@ -39,7 +44,7 @@ impl TrainState {
         let average = |decay| Ema::new(arena.flat_params(), &updated, decay);
         let ema = config.trainer.ema_decay.map(average).transpose()?;
         let adamw = AdamW::new(updated, decaying(&model), arena.device())?;
-        Ok(Self { adamw, ema, own, step: 0, position: 0, model })
+        Ok(Self { adamw, ema, own, step: 0, position: 0, guard: Guard::default(), digest: None, model })
     }
 
     /// What this rank writes of the flat buffers to a checkpoint.
@@ -63,6 +68,11 @@ impl TrainState {
             add(EMA, &ema.shadow, &packed)?;
         }
         Ok(sections)
+    }
+
+    /// What a checkpoint keeps beside the flat buffers, by name.
+    pub fn counters(&self) -> impl Iterator<Item = (String, u64)> {
+        self.guard.counters().chain(self.digest.into_iter().flat_map(RunDigest::counters))
     }
 
     /// Elements of all [`sections`](Self::sections) together.
@@ -91,6 +101,8 @@ impl TrainState {
         }
         self.step = saved.step;
         self.position = saved.position;
+        self.guard = Guard::from_counters(&saved.counters);
+        self.digest = RunDigest::from_counters(&saved.counters);
         Ok(())
     }
 
@@ -120,6 +132,15 @@ impl TrainState {
         Ok(reducer.finish_gather()?)
     }
 
+    /// Sets the average to the parameters, if one is kept.
+    ///
+    /// # Errors
+    /// If a device fails.
+    pub fn restart_average(&mut self) -> Result<(), Error> {
+        let Some(ema) = &mut self.ema else { return Ok(()) };
+        ema.restart(self.model.arena().flat_params(), self.adamw.parts())
+    }
+
     /// Gives all ranks the parameters of rank 0.
     ///
     /// # Errors
@@ -134,18 +155,16 @@ impl TrainState {
         Ok(params.write(0..held.len(), &held)?)
     }
 
-    /// A checksum of the parameters' bits.
+    /// A checksum of the parameters' bits, on all threads.
     ///
     /// # Errors
     /// If a device fails.
     pub fn parameter_checksum(&self) -> Result<u64, Error> {
         let params = self.model.arena().flat_params();
-        let held = if params.host().is_some() { Vec::new() } else { on_host(params)? };
-        let mut hasher = Xxh3Default::new();
-        for value in params.host().unwrap_or(&held) {
-            hasher.update(&value.to_bits().to_le_bytes());
+        match params.host() {
+            Some(values) => Ok(checksum(values)),
+            None => Ok(checksum(&on_host(params)?)),
         }
-        Ok(hasher.digest())
     }
 }
 

@@ -6,6 +6,8 @@ use data_pipeline::{PackedBatch, StepBatch};
 use ilm_model::Batch;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::digest::samples_hash;
+use super::guard::{Skip, Verdict};
 use super::{Reducer, TrainState};
 use crate::comm::{Collectives, CommError, ReduceOp};
 use crate::config::Experiment;
@@ -13,15 +15,19 @@ use crate::optim::{Ema, Update, clip_factor, learning_rate, squared_norm};
 use crate::signals::StopRequest;
 use crate::vitals;
 
-/// The loss or the gradient of a step is not finite; the parameters are those before the step.
+/// The loss or the gradient of a step is not finite, nor were those of as many steps before it as may be skipped; the
+/// parameters are those before these steps.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "step {step} gave loss {loss} and gradient norm {grad_norm}: training cannot go on; the last checkpoint is from \
-     before (a lower optimizer.lr or a longer warm-up often helps)"
+    "step {step} gave loss {loss} and gradient norm {grad_norm}, and the {skipped} steps before it were skipped \
+     (trainer.max_skipped_steps_in_row allows no more): training cannot go on; the last checkpoint is good (a lower \
+     optimizer.lr or a longer warm-up often helps; data.skip_steps leaves data out)"
 )]
 pub struct NonFinite {
     /// The step that would have been finished.
     pub step: u64,
+    /// Steps skipped just before it.
+    pub skipped: u64,
     /// Its global mean loss.
     pub loss: f64,
     /// Its gradient norm before clipping.
@@ -37,6 +43,15 @@ pub struct StepFigures {
     pub grad_norm: f64,
     /// Learning rate used.
     pub lr: f64,
+    /// Why the parameters were left as they were, if they were.
+    pub skipped: Option<Skip>,
+}
+
+impl StepFigures {
+    /// Mean loss per example.
+    pub fn loss(&self) -> f64 {
+        self.global.token_ce + self.global.stop_loss
+    }
 }
 
 /// Means and totals over the global batch.
@@ -60,6 +75,8 @@ pub struct GlobalFigures {
     pub ready_steps: u64,
     /// Rows that were left out because they cannot be used.
     pub skipped_rows: u64,
+    /// See [`samples_hash`]; of all ranks.
+    pub samples: u64,
     /// Whether any rank was told to stop.
     pub stop: bool,
     /// Whether any rank was told so before it had computed its part: then all leave the step, and nothing has changed.
@@ -95,6 +112,8 @@ struct Sums {
     visible: f64,
     computed: f64,
     skipped: f64,
+    /// The low and the high half of a hash, so that their sums are exact.
+    samples: [f64; 2],
     /// Of the part of the summed gradient that this rank counts.
     squared_norm: f64,
     /// Whether this rank was told to stop before all micro-batches were computed.
@@ -102,8 +121,8 @@ struct Sums {
 }
 
 /// Runs one step on this rank's part of a global batch. Gradients are summed over examples and ranks and divided once,
-/// by the number of examples of the whole global batch. A rank that is told to stop before it has computed its part gives the step
-/// up, and all ranks leave it together.
+/// by the number of examples of the whole global batch. All ranks have the same figures, so they skip the same steps. A rank that
+/// is told to stop before it has computed its part gives the step up, and all ranks leave it together.
 ///
 /// # Errors
 /// [`NonFinite`], alike on all ranks; failing collectives; batches the model refuses.
@@ -122,26 +141,34 @@ pub fn train_step(
     let global = reduce_figures(comm, &sums, RankFlags { comm_exposed: reducer.take_exposed(), ..flags })?;
 
     if global.given_up {
-        return Ok(StepFigures { global, grad_norm: 0.0, lr: 0.0 });
+        return Ok(StepFigures { global, grad_norm: 0.0, lr: 0.0, skipped: None });
     }
     let per_example = 1.0 / global.examples.max(1.0);
     let grad_norm = global.squared_norm.sqrt() * per_example;
     let loss = global.token_ce + global.stop_loss;
-    if !(loss.is_finite() && grad_norm.is_finite()) {
-        return Err(NonFinite { step: state.step + 1, loss, grad_norm }.into());
-    }
-
+    let skipped = match state.guard.judge(loss, grad_norm, &config.trainer) {
+        Verdict::Update => None,
+        Verdict::Skip(reason) => Some(reason),
+        Verdict::Stop => {
+            let (step, skipped) = (state.step + 1, state.guard.in_row());
+            return Err(NonFinite { step, skipped, loss, grad_norm }.into());
+        }
+    };
     let lr = learning_rate(config.optimizer.lr, &config.lr_scheduler, state.step, config.trainer.max_steps);
-    // A step whose rows were all left out, which all ranks see alike, changes nothing.
-    if global.examples > 0.0 {
+    // A step whose rows were all left out, which all ranks see alike, changes nothing either.
+    if skipped.is_some() || global.examples == 0.0 {
+        state.guard.left_out(skipped);
+    } else {
         let clip = clip_factor(grad_norm, config.trainer.gradient_clip_val);
         let average_weight = state.ema.as_mut().map_or(0.0, Ema::next_weight);
-        let update = Update { lr, step: state.step + 1, grad_scale: clip * per_example, average_weight };
+        let step = state.guard.next_update(state.step);
+        let update = Update { lr, step, grad_scale: clip * per_example, average_weight };
         update_parameters(state, config, reducer, update)?;
+        state.guard.updated(loss, grad_norm);
     }
     state.step += 1;
     state.position = batch.next_position;
-    Ok(StepFigures { global, grad_norm, lr })
+    Ok(StepFigures { global, grad_norm, lr, skipped })
 }
 
 /// Forward and backward of every micro-batch of this rank into the flat gradient buffer. The reduction of the last one's
@@ -154,7 +181,9 @@ fn accumulate(
     batch: &StepBatch,
     stops: &dyn Fn() -> bool,
 ) -> anyhow::Result<Sums> {
-    let mut sums = Sums { skipped: batch.skipped as f64, given_up: stops(), ..Sums::default() };
+    let samples = samples_hash(&batch.micro_batches);
+    let samples = [samples & u64::from(u32::MAX), samples >> u32::BITS].map(|half| half as f64);
+    let mut sums = Sums { skipped: batch.skipped as f64, samples, given_up: stops(), ..Sums::default() };
     state.model.clear_grads();
     for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
         sums.given_up |= stops();
@@ -219,8 +248,10 @@ fn reduce_figures(
     sums: &Sums,
     flags: RankFlags<'_>,
 ) -> Result<GlobalFigures, CommError> {
-    let Sums { token_ce, stop_loss, examples, visible, computed, skipped, squared_norm, given_up } = *sums;
-    let mut totals = [token_ce, stop_loss, examples, visible, computed, skipped, squared_norm];
+    let Sums { token_ce, stop_loss, examples, visible, computed, skipped, samples, squared_norm, given_up } =
+        *sums;
+    let [low, high] = samples;
+    let mut totals = [token_ce, stop_loss, examples, visible, computed, skipped, squared_norm, low, high];
     comm.all_reduce("step sums", ReduceOp::Sum, totals[..].as_mut().into())?;
     let flag = |set: bool| f64::from(u8::from(set));
     let fewest_ready = -(flags.ready_steps as f64);
@@ -228,7 +259,7 @@ fn reduce_figures(
     let stop = flags.stop.is_some_and(StopRequest::is_set);
     let mut largest = [data_wait, flag(stop), flag(flags.saving), fewest_ready, comm_exposed, flag(given_up)];
     comm.all_reduce("step flags", ReduceOp::Max, largest[..].as_mut().into())?;
-    let [token_ce, stop_loss, examples, visible, computed, skipped, squared_norm] = totals;
+    let [token_ce, stop_loss, examples, visible, computed, skipped, squared_norm, low, high] = totals;
     let per_example = 1.0 / examples.max(1.0);
     Ok(GlobalFigures {
         token_ce: token_ce * per_example,
@@ -240,6 +271,7 @@ fn reduce_figures(
         data_wait: Duration::from_secs_f64(largest[0]),
         ready_steps: -largest[3] as u64,
         skipped_rows: skipped as u64,
+        samples: (low as u64).wrapping_add((high as u64) << u32::BITS),
         stop: largest[1] > 0.0,
         given_up: largest[5] > 0.0,
         saving: largest[2] > 0.0,

@@ -1,18 +1,37 @@
 //! What several ranks do together: each test starts itself again under mpirun.
 
+mod elastic;
 mod exchange;
+mod proof;
 mod state;
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use worker::comm::{Collectives, LaunchEnv, connect};
 
+/// Where the ranks of a test find the folder that its jobs share.
+const FOLDER: &str = "ILM_RANKS_FOLDER";
+
 /// Runs `body` on every rank if this is one; otherwise starts `ranks` of them on the test of that name.
 fn on_ranks(test: &str, ranks: &[usize], body: impl Fn(&mut dyn Collectives)) {
+    on_ranks_in(Path::new(""), test, ranks, |comm, _| body(comm), || ());
+}
+
+/// The same with a folder for all jobs of the test, and `after` for when all have ended.
+fn on_ranks_in(
+    folder: &Path,
+    test: &str,
+    ranks: &[usize],
+    body: impl Fn(&mut dyn Collectives, &Path),
+    after: impl FnOnce(),
+) {
     let env = LaunchEnv::detect();
     if env.is_some() {
-        return body(&mut *connect(env.as_ref(), Duration::from_secs(60)).expect("ranks that connect"));
+        let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap_or_default());
+        let mut comm = connect(env.as_ref(), Duration::from_secs(60)).expect("ranks that connect");
+        return body(&mut *comm, &folder);
     }
     for ranks in ranks {
         let program = std::env::current_exe().expect("the test knows its own path");
@@ -20,6 +39,7 @@ fn on_ranks(test: &str, ranks: &[usize], body: impl Fn(&mut dyn Collectives)) {
             .args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()])
             .arg(program)
             .args(["--exact", test, "--test-threads=1", "--nocapture"])
+            .env(FOLDER, folder)
             .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
             .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
             .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
@@ -30,4 +50,5 @@ fn on_ranks(test: &str, ranks: &[usize], body: impl Fn(&mut dyn Collectives)) {
         let told = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(output.status.success(), "{ranks} ranks\n{}\n{}", told(&output.stdout), told(&output.stderr));
     }
+    after();
 }

@@ -9,7 +9,7 @@ use worker::train::{Reducer, RunFacts, TrainState, division, save};
 
 use crate::on_ranks;
 
-fn experiment(sharded: bool) -> Experiment {
+pub fn experiment(sharded: bool) -> Experiment {
     let mut experiment = Experiment::default();
     experiment.trainer.shard_optimizer = Some(sharded);
     experiment.trainer.reduce_bucket_mib = 1;
@@ -18,20 +18,28 @@ fn experiment(sharded: bool) -> Experiment {
 
 /// Larger than two buckets.
 fn model() -> Model {
+    model_with(Precision::Fp32)
+}
+
+fn model_with(precision: Precision) -> Model {
     let config = ModelConfig { d_model: 128, num_layers: 3, nhead: 2, ..ModelConfig::default() };
     let shape = ModelShape {
         config,
         num_embeddings: 1000,
         padding_idx: 0,
         max_length: 16,
-        precision: Precision::Fp32,
+        precision,
         recompute: Recompute::None,
     };
     Model::new(shape, 5).expect("a model")
 }
 
 fn state(comm: &dyn Collectives, sharded: bool) -> TrainState {
-    let (model, experiment) = (model(), experiment(sharded));
+    state_with(comm, sharded, Precision::Fp32)
+}
+
+pub fn state_with(comm: &dyn Collectives, sharded: bool, precision: Precision) -> TrainState {
+    let (model, experiment) = (model_with(precision), experiment(sharded));
     let division = division(&experiment.trainer, model.arena(), comm.rank(), comm.world_size());
     TrainState::new(model, &experiment, division).expect("a state")
 }
@@ -42,7 +50,7 @@ fn value(element: usize, buffer: usize) -> f32 {
 }
 
 /// Gives every buffer values that tell the element.
-fn mark(state: &mut TrainState) {
+pub fn mark(state: &mut TrainState) {
     let parts = state.adamw.parts().clone();
     let average = state.ema.as_mut().expect("an average is kept");
     average.num_updates = 3;

@@ -1,6 +1,10 @@
 //! `ilm-worker train`: from a configuration to a trained model, in as many starts as it takes.
 
+mod data;
+mod initial;
+mod ledger;
 mod saves;
+mod site;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -15,18 +19,21 @@ use crate::assembly::Assembly;
 use crate::cli::TrainArgs;
 use crate::comm::{Collectives, LaunchEnv, assert_equal, connect};
 use crate::config::{self, Experiment, Resolved};
-use crate::device::RankDevice;
+use crate::exit;
 use crate::run_dir::{RunDir, replace_file};
 use crate::say;
 use crate::signals::StopRequest;
 use crate::telemetry::{self, Banner};
 use crate::train::{
-    Incompatible, Reducer, RunFacts, Saver, TokenLimit, TrainState, check_model, check_run,
-    checkpoint_layout, division, find_checkpoint, recorded_tokens,
+    Incompatible, Reducer, RunDigest, RunFacts, Saver, TokenLimit, TrainState, check_model, check_run,
+    checkpoint_layout, find_checkpoint, recorded_tokens,
 };
-use crate::{exit, memory, threads, vitals};
+use crate::vitals;
 use saves::Saves;
 use steps::Steps;
+
+pub(super) use data::TrainingData;
+pub(super) use site::Site;
 
 /// Runs the job; the result is the exit code.
 ///
@@ -80,6 +87,19 @@ fn order_settings(data: &DataConfig) -> BTreeMap<String, u64> {
     settings.map(|(key, value)| (key.to_owned(), value)).into()
 }
 
+/// What a checkpoint of a run with these settings records of it.
+pub(super) fn facts(resolved: &Resolved, assembly: &Assembly, dataset: &dyn Dataset) -> RunFacts {
+    let config = &resolved.experiment;
+    RunFacts {
+        seed: config.seed,
+        num_embeddings: assembly.tokenizer.vocab_size() as u64,
+        config_hash: resolved.hash(),
+        dataset_fingerprint: dataset.fingerprint().to_string(),
+        order: order_settings(&config.data),
+        micro_batch_tokens: None,
+    }
+}
+
 /// Everything of a run that was opened before the ranks connected.
 struct Run<'a> {
     args: &'a TrainArgs,
@@ -96,42 +116,37 @@ impl Run<'_> {
         &self.resolved.experiment
     }
 
+    fn data(&self) -> TrainingData<'_> {
+        TrainingData { config: self.config(), assembly: &self.assembly, dataset: &self.dataset }
+    }
+
     fn start(&self, comm: &mut dyn Collectives) -> anyhow::Result<i32> {
         comm.share_stop(&self.stop);
-        let threads = threads::threads_per_rank(comm, self.config().trainer.threads)?;
-        threads::set_threads(threads);
-        let available = memory::available_per_rank(comm)?;
-        let device = RankDevice::select(comm, self.config().trainer.device)?;
-        let model = self.assembly.build_model(self.config(), device.device())?;
         let (rank, world_size) = (comm.rank(), comm.world_size());
-        let division = division(&self.config().trainer, model.arena(), rank, world_size);
-        let mut state = TrainState::new(model, self.config(), division)?;
-        let limit = |state: &TrainState, recorded| {
-            TokenLimit::new(self.config(), &state.model, world_size, available, recorded)
-        };
+        let mut site = Site::set_up(comm, self.config(), &self.assembly)?;
         if self.args.dry_run {
-            if comm.rank() == 0 {
-                let banner = self.banner(&state, limit(&state, None), world_size, threads);
-                say!("{}", banner.line("device", device.describe()));
+            if rank == 0 {
+                say!("{}", self.banner(&site, site.limit(self.config(), None), world_size));
             }
             return Ok(exit::OK);
         }
 
+        let initial = self.read_initial_weights(rank, &mut site.state)?;
         let store = self.open_run_dir(comm)?;
         vitals::attach(self.run_dir.path(), rank, world_size);
-        let mut facts = self.facts();
-        let recorded = self.resume(&store, comm, &facts, &mut state)?;
-        let limit = limit(&state, recorded);
+        let mut facts = facts(self.resolved, &self.assembly, &*self.dataset);
+        let resumed = self.resume(&store, comm, &facts, &mut site.state)?;
+        let limit = site.limit(self.config(), resumed.as_ref().and_then(recorded_tokens));
         facts.micro_batch_tokens = Some(limit.tokens as u64);
-        state.broadcast_parameters(comm)?;
-        assert_equal(comm, "parameters", state.parameter_checksum()?)?;
-        if comm.rank() == 0 {
+        self.agree_on_parameters(comm, resumed.is_some(), &mut site.state)?;
+        if rank == 0 {
             replace_file(&self.run_dir.config(), &self.resolved.render())?;
             replace_file(&self.run_dir.dataset(), &serde_json::to_string_pretty(&self.dataset.manifest())?)?;
-            let banner = self.banner(&state, limit, world_size, threads);
-            say!("{}", banner.line("device", device.describe()));
+            say!("{}", self.banner(&site, limit, world_size));
+            initial.iter().for_each(|weights| say!("starting from {weights}"));
             limit.warning().iter().for_each(|warning| telemetry::warn(warning));
         }
+        let Site { device, mut state, .. } = site;
         let tokens = config::validate::micro_batch_limit(self.config(), Some(limit.tokens));
         let plan = config::validate::batch_plan(self.config(), tokens, comm.rank(), world_size)?;
         let saver = Saver::new(store, facts, comm, self.config(), &state)?;
@@ -172,25 +187,43 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn facts(&self) -> RunFacts {
-        RunFacts {
-            seed: self.config().seed,
-            num_embeddings: self.assembly.tokenizer.vocab_size() as u64,
-            config_hash: self.resolved.hash(),
-            dataset_fingerprint: self.dataset.fingerprint().to_string(),
-            order: order_settings(&self.config().data),
-            micro_batch_tokens: None,
+    /// On rank 0 of a new run, reads the weights that it starts from, before anything is written or moved aside; says what they
+    /// are. A run that was begun goes on from its own checkpoint, so the same command line starts it again after a crash.
+    fn read_initial_weights(&self, rank: usize, state: &mut TrainState) -> anyhow::Result<Option<String>> {
+        let Some(path) = self.args.init_from.as_deref().filter(|_| rank == 0) else { return Ok(None) };
+        if !self.args.fresh && !Store::open(self.run_dir.path())?.list()?.is_empty() {
+            say!("--init-from is for a new run and is left aside: this run directory holds checkpoints");
+            return Ok(None);
         }
+        let vocabulary = self.assembly.tokenizer.vocab_size() as u64;
+        initial::read_weights(path, &mut state.model, vocabulary).map(Some)
     }
 
-    /// Goes on from the newest checkpoint, if there is one; the result is its limit of tokens, if it recorded one.
+    /// Gives all ranks the parameters of rank 0, and proves it; the digest of a run begins with them.
+    fn agree_on_parameters(
+        &self,
+        comm: &mut dyn Collectives,
+        resumed: bool,
+        state: &mut TrainState,
+    ) -> anyhow::Result<()> {
+        state.broadcast_parameters(comm)?;
+        if self.args.init_from.is_some() && !resumed {
+            state.restart_average()?;
+        }
+        let checksum = state.parameter_checksum()?;
+        assert_equal(comm, "parameters", checksum)?;
+        state.digest.get_or_insert(RunDigest::begin(state.step, checksum));
+        Ok(())
+    }
+
+    /// Goes on from the newest checkpoint, if there is one.
     fn resume(
         &self,
         store: &Store,
         comm: &mut dyn Collectives,
         facts: &RunFacts,
         state: &mut TrainState,
-    ) -> anyhow::Result<Option<u64>> {
+    ) -> anyhow::Result<Option<Checkpoint>> {
         let Some(checkpoint) = find_checkpoint(store, comm, None, &mut telemetry::warn)? else {
             return Ok(None);
         };
@@ -201,7 +234,7 @@ impl Run<'_> {
             say!("resuming from {}", checkpoint.dir().display());
             self.changed_settings().iter().for_each(|change| say!("changed since: {change}"));
         }
-        Ok(recorded_tokens(&checkpoint))
+        Ok(Some(checkpoint))
     }
 
     /// Refuses other data than the checkpoint's, and says what is different, unless that is allowed.
@@ -233,7 +266,8 @@ impl Run<'_> {
             .collect()
     }
 
-    fn banner(&self, state: &TrainState, limit: TokenLimit, world_size: usize, threads: usize) -> Banner {
+    fn banner(&self, site: &Site, limit: TokenLimit, world_size: usize) -> Banner {
+        let Site { state, threads, device, .. } = site;
         let config = self.config();
         let model = &config.model;
         let parameters = state.model.arena().layout().parameters();
@@ -281,5 +315,6 @@ impl Run<'_> {
             )
             .line("steps", format!("{} of {} done", state.step, config.trainer.max_steps))
             .line("run dir", self.run_dir.path().display().to_string())
+            .line("device", device.describe())
     }
 }

@@ -3,21 +3,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use data_pipeline::{
-    BatchPlan, BatchPool, DescribeOptions, LoaderOptions, Next, PlainMemory, Schedule, StepBatch,
-    TrainLoader, TrainStream, describe_batch,
-};
+use data_pipeline::{BatchPlan, DescribeOptions, Next, StepBatch, TrainLoader, describe_batch};
 
 use super::Run;
+use super::ledger::Ledger;
 use super::saves::{Saves, TooLate};
 use crate::comm::Collectives;
 use crate::eval::{self, EvalContext};
 use crate::exit;
+use crate::jobs::rows::RankBatch;
 use crate::run_dir::JsonLines;
 use crate::say;
 use crate::signals::LEAD_VARIABLE;
 use crate::telemetry::{self, Progress, StepRecord};
-use crate::train::{NonFinite, RankFlags, Reducer, Saver, StepFigures, TrainState, train_step};
+use crate::train::{NonFinite, RankFlags, Reducer, Saver, StepFigures, TrainState, digest_step, train_step};
 use crate::vitals::{self, Phase};
 
 /// The steps of one start of a run.
@@ -34,8 +33,9 @@ impl Steps<'_, '_> {
     /// Runs to the last step or to a signal; the result is the exit code.
     pub(super) fn run(&mut self, state: &mut TrainState) -> anyhow::Result<i32> {
         let config = self.run.config();
-        let schedule = config.data.schedule(config.global_batch_size, self.run.dataset.len())?;
-        let mut loader = self.loader(schedule.clone(), state.position)?;
+        let data = self.run.data();
+        let schedule = data.schedule()?;
+        let mut loader = data.loader(self.plan, self.comm.world_size(), schedule.clone(), state.position)?;
         let mut view = self.view(state.step)?;
         let first_step = state.step;
         vitals::step(first_step);
@@ -54,11 +54,12 @@ impl Steps<'_, '_> {
                 ..RankFlags::default()
             };
             let figures = train_step(state, config, self.comm, &mut self.reducer, &batch, flags);
-            let figures = figures.or_else(|error| self.keep_what_was_saved(error))?;
+            let figures = figures.or_else(|error| self.keep_what_helps(error, &batch))?;
             vitals::step(state.step);
             if figures.global.given_up {
                 return self.stop(state, view.as_ref());
             }
+            let digest = digest_step(state, self.comm, config, &batch, &figures)?;
             let duration = started.elapsed();
             let finished = state.step == config.trainer.max_steps || schedule.step(state.position).is_none();
             let stops = figures.global.stop && !finished;
@@ -68,6 +69,7 @@ impl Steps<'_, '_> {
             if let Some(view) = &mut view {
                 // A step is on record before its checkpoint is valid, so that no resumed run lacks a record.
                 view.show(&self.record(state, &figures, duration))?;
+                view.ledger.write(&digest, &batch, &figures)?;
             }
             if stops {
                 return self.stop(state, view.as_ref());
@@ -122,7 +124,7 @@ impl Steps<'_, '_> {
             view.progress.finish();
             if let Some(TooLate { takes, left }) = too_late {
                 telemetry::warn(&format!(
-                    "no checkpoint is begun: saving took up to {takes:.1} s, and {left:.1} s are left of the {LEAD_VARIABLE}                      seconds after the signal; the newest checkpoint is that of step {}",
+                    "no checkpoint is begun: saving took up to {takes:.1} s, and {left:.1} s are left of the {LEAD_VARIABLE} seconds after the signal; the newest checkpoint is that of step {}",
                     self.saves.newest
                 ));
             }
@@ -138,37 +140,6 @@ impl Steps<'_, '_> {
         self.saver.save_now(self.comm, self.run.config(), state)?;
         self.saves.stall += started.elapsed();
         Ok(())
-    }
-
-    fn loader(&self, schedule: Schedule, position: u64) -> anyhow::Result<TrainLoader> {
-        let run = self.run;
-        let data = &run.config().data;
-        let stream = TrainStream {
-            dataset: Arc::clone(&run.dataset),
-            collator: run.assembly.collator(run.config())?,
-            order: data.order(run.dataset.as_ref(), run.config().seed)?,
-            schedule,
-            plan: self.plan,
-        };
-        let options = LoaderOptions {
-            threads: data.threads,
-            prefetch_steps: data.prefetch_steps,
-            read_ahead_steps: data.read_ahead_steps,
-            pool: BatchPool::new(Arc::new(PlainMemory), self.buffers()),
-        };
-        Ok(TrainLoader::spawn(stream, position, options)?)
-    }
-
-    /// Host buffers that are in use at a time: those of the steps that are ready or in the making, and of the one that
-    /// is computed.
-    fn buffers(&self) -> usize {
-        let config = self.run.config();
-        let rows = config.global_batch_size.div_ceil(self.comm.world_size());
-        let steps = config.data.prefetch_steps.saturating_add(config.data.threads).saturating_add(1);
-        let limit = self.plan.limit();
-        let tokens = limit.visible_tokens.unwrap_or(usize::MAX);
-        let by_tokens = rows.saturating_mul(config.row_length()).div_ceil(tokens).min(rows);
-        rows.div_ceil(limit.rows).max(by_tokens).saturating_mul(steps)
     }
 
     /// Shows the first micro-batch as a person would want to see it.
@@ -192,6 +163,7 @@ impl Steps<'_, '_> {
             progress: Progress::new(step, trainer.max_steps, trainer.log_every_n_steps),
             metrics: JsonLines::open(self.run.run_dir.metrics(), step)?,
             validation: JsonLines::open(self.run.run_dir.validation(), step)?,
+            ledger: Ledger::open(&self.run.run_dir, self.run.data(), step)?,
             recent_step_s: None,
         }))
     }
@@ -202,7 +174,7 @@ impl Steps<'_, '_> {
         StepRecord {
             step: state.step,
             epoch: state.position as f64 / self.run.dataset.len() as f64,
-            loss: global.token_ce + global.stop_loss,
+            loss: figures.loss(),
             token_ce: global.token_ce,
             stop_loss: global.stop_loss,
             grad_norm: figures.grad_norm,
@@ -213,6 +185,7 @@ impl Steps<'_, '_> {
             data_wait_s: global.data_wait.as_secs_f64(),
             data_ready_steps: global.ready_steps,
             skipped_rows: global.skipped_rows,
+            update_skipped: figures.skipped.is_some(),
             comm_exposed_s: global.comm_exposed.as_secs_f64(),
             step_s,
             checkpoint_stall_s: std::mem::take(&mut self.saves.stall).as_secs_f64(),
@@ -234,10 +207,22 @@ impl Steps<'_, '_> {
         Ok(())
     }
 
-    /// A run that diverges, on all ranks alike, keeps the checkpoint that is being written.
-    fn keep_what_was_saved<T>(&mut self, error: anyhow::Error) -> anyhow::Result<T> {
-        if error.is::<NonFinite>() {
-            self.saver.finish(self.comm, self.run.config())?;
+    /// A run that diverges, on all ranks alike, keeps the checkpoint that is being written, and the batch it ended at.
+    fn keep_what_helps<T>(&mut self, error: anyhow::Error, batch: &StepBatch) -> anyhow::Result<T> {
+        let Some(&NonFinite { step, .. }) = error.downcast_ref() else { return Err(error) };
+        self.saver.finish(self.comm, self.run.config())?;
+        let folder = self.run.run_dir.dump(step);
+        let rank = self.comm.rank();
+        let tokenizer = &self.run.assembly.tokenizer;
+        let written = RankBatch { step, rank, micro_batches: &batch.micro_batches, tokenizer }.write(&folder);
+        if let Err(refused) = written {
+            // The first error is the one to end with.
+            telemetry::warn(&refused.to_string());
+        }
+        // Rank 0 may end the others only when all have written.
+        self.comm.barrier("dump")?;
+        if rank == 0 {
+            say!("the batch of step {step} is in {}", folder.display());
         }
         Err(error)
     }
@@ -283,6 +268,7 @@ struct View {
     progress: Progress,
     metrics: JsonLines,
     validation: JsonLines,
+    ledger: Ledger,
     recent_step_s: Option<f64>,
 }
 
