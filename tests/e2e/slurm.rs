@@ -13,6 +13,9 @@ use crate::program::{
 
 const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/slurm-one-machine.sh");
 
+/// Seconds of work, so that the run is still there when its first steps have been seen.
+const STEPS_OF_A_HELD_RUN: u64 = 4000;
+
 const STEPS: [&str; 2] = ["trainer.max_steps=6", "checkpoint.every_n_steps=3"];
 
 /// Whether the daemons are installed and may be started.
@@ -150,7 +153,7 @@ PartitionName=urgent Nodes=ALL PriorityTier=10";
 #[test]
 fn a_preempted_run_goes_on_when_the_nodes_are_free_and_is_evaluated_at_its_end() {
     let Some(cluster) = Cluster::start(PREEMPTION) else { return };
-    let (job, ranks) = cluster.hold_a_run("launcher=srun", 40);
+    let (job, ranks) = cluster.hold_a_run("launcher=srun", STEPS_OF_A_HELD_RUN);
     let each = ["--each", "--split validation", "--each", "--split test", "--after", &job];
     let evaluations =
         cluster.submit("evaluate", &each, &["--run-dir".into(), cluster.path("run").display().to_string()]);
@@ -160,9 +163,9 @@ fn a_preempted_run_goes_on_when_the_nodes_are_free_and_is_evaluated_at_its_end()
     ranks.iter().for_each(|id| kill(Signal::SIGCONT, *id));
     wait_until("the urgent job to complete", || cluster.shows(&urgent, "JobState=COMPLETED"));
     assert!(cluster.path("urgent").exists());
-    cluster.assert_went_on(&job, 40);
+    cluster.assert_went_on(&job, STEPS_OF_A_HELD_RUN);
     for split in ["validation", "test"] {
-        let report = cluster.path(&format!("run/evaluations/step-000000040-{split}.json"));
+        let report = cluster.path(&format!("run/evaluations/step-{STEPS_OF_A_HELD_RUN:09}-{split}.json"));
         wait_until(&format!("evaluation {evaluations}"), || report.exists());
     }
 }
@@ -170,10 +173,10 @@ fn a_preempted_run_goes_on_when_the_nodes_are_free_and_is_evaluated_at_its_end()
 #[test]
 fn a_run_that_is_warned_of_its_time_limit_goes_on_under_mpirun() {
     let Some(cluster) = Cluster::start("") else { return };
-    let (job, ranks) = cluster.hold_a_run("launcher=mpirun", 40);
+    let (job, ranks) = cluster.hold_a_run("launcher=mpirun", STEPS_OF_A_HELD_RUN);
     cluster.ask("scancel", &["--batch", "--signal=USR1", &job]);
     ranks.iter().for_each(|id| kill(Signal::SIGCONT, *id));
-    cluster.assert_went_on(&job, 40);
+    cluster.assert_went_on(&job, STEPS_OF_A_HELD_RUN);
 }
 
 #[test]
