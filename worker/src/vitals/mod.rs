@@ -1,7 +1,7 @@
 //! What this rank is doing: phase, step and collectives, noted where it costs nothing and where others can read it.
 //!
 //! A process is one rank, so there is one place for it. The thread that trains only stores numbers; everything goes at once into
-//! the [flight record](flight), a mapped file that outlives the process, and about once a second from a thread of its own into the
+//! the flight record, a mapped file that outlives the process, and about once a second from a thread of its own into the
 //! heartbeat, for which the launcher watches.
 
 mod flight;
