@@ -135,8 +135,7 @@ fn star_experiments_equal_the_published_table() {
 #[test]
 fn the_laptop_experiment_is_star_easy_on_a_small_model() {
     let (mini, mut easy) = (shipped("star_easy_mini_ilm"), shipped("star_easy_ilm"));
-    // No graph is seen twice.
-    assert!(mini.data.star.train_size >= mini.global_batch_size as u64 * 4_500);
+    assert!(mini.data.star.train_size >= 4_500 * 64, "no graph is seen twice");
     easy.data.star.train_size = mini.data.star.train_size;
     assert_eq!((&mini.data, &mini.loss, &mini.predictor), (&easy.data, &easy.loss, &easy.predictor));
     assert_eq!(mini.global_batch_size, easy.global_batch_size);
