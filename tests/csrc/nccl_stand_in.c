@@ -314,6 +314,8 @@ int ncclGetUniqueId(struct id *id) {
         return 2;
     }
     snprintf(id->name, sizeof id->name, "/ilm-stand-in-%d", (int)getpid());
+    // A process of the same number may have been killed before it was connected.
+    shm_unlink(id->name);
     int file = shm_open(id->name, O_CREAT | O_EXCL | O_RDWR, 0600);
     if (file < 0 || ftruncate(file, sizeof(struct shared))) return 2;
     close(file);
@@ -322,6 +324,7 @@ int ncclGetUniqueId(struct id *id) {
 
 int ncclCommInitRank(struct comm **comm, int world, struct id id, int rank) {
     if (fault("init", -1)) {
+        shm_unlink(id.name);
         last_error = "peer access is not supported between these two devices";
         return UNHANDLED_CUDA;
     }

@@ -124,7 +124,8 @@ impl Steps<'_, '_> {
             view.progress.finish();
             if let Some(TooLate { takes, left }) = too_late {
                 telemetry::warn(&format!(
-                    "no checkpoint is begun: saving took up to {takes:.1} s, and {left:.1} s are left of the {LEAD_VARIABLE} seconds after the signal; the newest checkpoint is that of step {}",
+                    "no checkpoint is begun: saving took up to {takes:.1} s, and {left:.1} s are left of the \
+                     {LEAD_VARIABLE} seconds after the signal; the newest checkpoint is that of step {}",
                     self.saves.newest
                 ));
             }
