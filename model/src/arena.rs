@@ -187,13 +187,25 @@ impl Arena {
 
     pub(crate) fn views(&self, name: &str) -> Result<ParamViews> {
         let entry = self.layout.entry(name)?;
-        let shaped = |flat: Tensor| flat.f_view(entry.shape.as_slice());
-        let value = shaped(self.params.view(entry.range())?)?;
+        self.shaped(entry.offset, &entry.shape)
+    }
+
+    /// The views of a parameter with the rows of zeros that follow it in the flat buffers.
+    pub(crate) fn padded_views(&self, name: &str) -> Result<ParamViews> {
+        let entry = self.layout.entry(name)?;
+        let mut shape = entry.shape.clone();
+        shape[0] = entry.padded_rows;
+        self.shaped(entry.offset, &shape)
+    }
+
+    fn shaped(&self, offset: usize, shape: &[i64]) -> Result<ParamViews> {
+        let range = offset..offset + shape.iter().product::<i64>() as usize;
+        let value = self.params.view(range.clone())?.f_view(shape)?;
         let operand = match &self.rounded {
-            Some(rounded) => shaped(rounded.view(entry.range())?)?,
+            Some(rounded) => rounded.view(range.clone())?.f_view(shape)?,
             None => value.shallow_clone(),
         };
-        Ok(ParamViews { value, grad: shaped(self.grads.view(entry.range())?)?, operand })
+        Ok(ParamViews { value, grad: self.grads.view(range)?.f_view(shape)?, operand })
     }
 }
 

@@ -55,6 +55,12 @@ impl Linear {
         Ok(Self { weight: weight.operand, weight_grad: weight.grad, bias, writes: arena.writes() })
     }
 
+    /// The same with the rows of zeros that follow the matrix in the arena, so with outputs that say nothing.
+    pub(crate) fn padded(arena: &Arena, name: &str) -> Result<Self> {
+        let weight = arena.padded_views(&format!("{name}.weight"))?;
+        Ok(Self { weight: weight.operand, weight_grad: weight.grad, bias: None, writes: arena.writes() })
+    }
+
     /// A map that is f32 in every model.
     pub(crate) fn exact(arena: &Arena, name: &str, with_bias: bool) -> Result<Self> {
         let weight = arena.views(&format!("{name}.weight"))?;

@@ -10,6 +10,10 @@ use crate::parts::{HEAD, Parts};
 /// Every parameter starts at a multiple of this many elements (64 bytes of f32: one cache line).
 pub const ALIGNMENT: usize = 16;
 
+/// The output matrix has a multiple of this many rows in the flat buffers, so that every row of logits begins at a cache line and
+/// a GPU's tensor cores have whole tiles.
+const OUTPUT_ROWS: i64 = 64;
+
 /// Place of one parameter in the flat buffers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParamEntry {
@@ -21,6 +25,8 @@ pub struct ParamEntry {
     pub offset: usize,
     /// Number of elements.
     pub len: usize,
+    /// Rows in the flat buffers. Those beyond the shape are 0, for ever: they are no parameters.
+    pub(crate) padded_rows: i64,
     /// Where its initial values come from.
     pub(crate) init: Init,
     role: Role,
@@ -104,7 +110,7 @@ impl ParamLayout {
         if config.has_final_norm() {
             layout.push_norm(parts.final_norm, d, parts.biased)?;
         }
-        layout.push_linear(parts.output, [v, d], false, start.plain(d))?;
+        layout.push_output(parts.output, [v, d], start.plain(d))?;
         if let Some(classes) = shape.num_classes() {
             layout.push_head(d, classes)?;
         }
@@ -197,27 +203,48 @@ impl ParamLayout {
         Ok(())
     }
 
+    fn push_output(&mut self, name: &str, shape: [i64; 2], init: Init) -> Result<()> {
+        let rows = shape[0].saturating_add(OUTPUT_ROWS - 1) / OUTPUT_ROWS * OUTPUT_ROWS;
+        self.push_padded(format!("{name}.weight"), &shape, rows, init, Role::Product)
+    }
+
     fn push(&mut self, name: String, shape: &[i64], init: Init) -> Result<()> {
         self.push_role(name, shape, init, Role::Other)
     }
 
     fn push_role(&mut self, name: String, shape: &[i64], init: Init, role: Role) -> Result<()> {
+        self.push_padded(name, shape, shape[0], init, role)
+    }
+
+    fn push_padded(
+        &mut self,
+        name: String,
+        shape: &[i64],
+        padded_rows: i64,
+        init: Init,
+        role: Role,
+    ) -> Result<()> {
         let too_big = || {
             Error::Config(format!(
                 "the model does not fit this machine's address space at '{name}' {shape:?}; use a smaller model"
             ))
         };
-        let len = shape
-            .iter()
-            .try_fold(1usize, |product, &size| product.checked_mul(usize::try_from(size).ok()?))
-            .filter(|&len| len < isize::MAX as usize / 8)
-            .ok_or_else(too_big)?;
-        let end = self.len.checked_add(len).ok_or_else(too_big)?;
+        let elements = |rows: i64| {
+            let sizes = std::iter::once(&rows).chain(&shape[1..]);
+            sizes
+                .copied()
+                .try_fold(1usize, |product, size| product.checked_mul(usize::try_from(size).ok()?))
+                .filter(|&len| len < isize::MAX as usize / 8)
+                .ok_or_else(too_big)
+        };
+        let (len, padded) = (elements(shape[0])?, elements(padded_rows)?);
+        let end = self.len.checked_add(padded).ok_or_else(too_big)?;
         let next = end.checked_next_multiple_of(ALIGNMENT).ok_or_else(too_big)?;
         if next > isize::MAX as usize / 8 {
             return Err(too_big());
         }
-        self.entries.push(ParamEntry { name, shape: shape.to_vec(), offset: self.len, len, init, role });
+        let (shape, offset) = (shape.to_vec(), self.len);
+        self.entries.push(ParamEntry { name, shape, offset, len, padded_rows, init, role });
         self.len = next;
         Ok(())
     }
@@ -292,7 +319,9 @@ mod tests {
             assert_eq!(entry.offset % ALIGNMENT, 0, "{}", entry.name);
             assert!(entry.offset >= end && entry.offset < end + ALIGNMENT);
             assert_eq!(entry.len as i64, entry.shape.iter().product::<i64>());
-            end = entry.range().end;
+            let rows = if entry.name == "output_layer.linear.weight" { 64 } else { entry.shape[0] };
+            assert_eq!(entry.padded_rows, rows);
+            end = entry.offset + entry.len / entry.shape[0] as usize * rows as usize;
         }
         assert_eq!(layout.len(), end.next_multiple_of(ALIGNMENT));
         assert_eq!(layout.len() % ALIGNMENT, 0);

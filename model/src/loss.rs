@@ -80,9 +80,10 @@ pub(crate) fn joint_loss(
     let mut grads = Vec::new();
     // logits, and their gradient beside them unless it takes their place
     let bytes = if output.kind() == Kind::Float { 4 } else { 6 };
-    let most_rows = (budget_mib.saturating_mul(1 << 20) / (bytes * vocabulary as usize)).max(1);
+    let width = output.weight().size()[0] as usize;
+    let most_rows = (budget_mib.saturating_mul(1 << 20) / (bytes * width)).max(1);
     for examples in groups(&targets.examples, most_rows) {
-        Group { output, hidden, examples }.run(most_rows, scale, &mut losses, &mut grads)?;
+        Group { output, vocabulary, hidden, examples }.run(most_rows, scale, &mut losses, &mut grads)?;
     }
     let grad = scale.map(|_| Tensor::f_cat(&grads, 0)).transpose()?;
     Ok((losses, grad))
@@ -91,6 +92,8 @@ pub(crate) fn joint_loss(
 /// Whole examples that are computed together.
 struct Group<'a> {
     output: &'a Linear,
+    /// Outputs that stand for a token; what follows them are paddings of the matrix.
+    vocabulary: i64,
     hidden: &'a Tensor,
     examples: &'a [Example],
 }
@@ -134,8 +137,14 @@ impl Group<'_> {
         Ok(())
     }
 
+    /// Logits of some rows, with no share in any sum where there is no token.
     fn logits(&self, rows: &Range<usize>) -> Result<Tensor> {
-        self.output.product(&narrow(self.hidden, rows)?)
+        let logits = self.output.product(&narrow(self.hidden, rows)?)?;
+        let padding = logits.size()[1] - self.vocabulary;
+        if padding > 0 {
+            let _ = logits.f_narrow(1, self.vocabulary, padding)?.f_fill_(f64::NEG_INFINITY)?;
+        }
+        Ok(logits)
     }
 
     /// The targets of some rows: (row among them, token, share).

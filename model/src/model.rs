@@ -12,6 +12,7 @@ use crate::config::{Family, ModelShape};
 use crate::dense::{DenseBatch, DenseOutput};
 use crate::dropout::Dropout;
 use crate::error::Result;
+use crate::gemm;
 use crate::head::ClassHead;
 use crate::init;
 use crate::layers::{LayerNorm, Linear, operand_kind};
@@ -39,7 +40,10 @@ pub struct Model {
 pub(crate) struct OutputLayer {
     norm: Option<LayerNorm>,
     kind: Kind,
-    pub(crate) linear: Linear,
+    /// The matrix with the rows of zeros that follow it, for training.
+    pub(crate) padded: Linear,
+    /// The matrix itself, [V, d].
+    weight: Tensor,
 }
 
 impl Model {
@@ -162,12 +166,12 @@ impl Model {
 
     /// What the token logits of hidden states [M, d] are products of: states [M, d] and the matrix [V, d], of one type.
     pub(crate) fn token_operands(&self, hidden: &Tensor) -> Result<(Tensor, &Tensor)> {
-        Ok((self.output.normed(hidden)?.0, self.output.linear.weight()))
+        Ok((self.output.normed(hidden)?.0, &self.output.weight))
     }
 
     /// Token logits [M, V] of hidden states [M, d].
     pub(crate) fn token_logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.output.linear.product(&self.output.normed(hidden)?.0)
+        gemm::linear(&self.output.normed(hidden)?.0, &self.output.weight)
     }
 }
 
@@ -179,7 +183,9 @@ impl OutputLayer {
             Family::Rotary => LayerNorm::last(arena, shape, kind)?,
             Family::Gpt2 => None, // part of the backbone there
         };
-        Ok(Self { norm, kind, linear: Linear::new(arena, parts.output, false)? })
+        let padded = Linear::padded(arena, parts.output)?;
+        let weight = padded.weight().f_narrow(0, 0, shape.num_embeddings)?;
+        Ok(Self { norm, kind, padded, weight })
     }
 
     /// What the output matrix is applied to, [M, d] each.

@@ -121,7 +121,7 @@ impl Model {
         } else {
             let rows = self.output.normed(&hidden.f_index_select(0, &targets.rows)?)?.0;
             let (vocabulary, budget) = (self.shape().num_embeddings, loss.head_budget_mib);
-            joint_loss(&self.output.linear, vocabulary, &rows, &targets, budget, None)?.0
+            joint_loss(&self.output.padded, vocabulary, &rows, &targets, budget, None)?.0
         };
         let logits = self.class_logits(&plan, &hidden)?;
         let classes = logits.map(|logits| Classes::new(&logits, &plan, &targets, loss)).transpose()?;
@@ -143,13 +143,13 @@ impl Model {
     ) -> Result<(Vec<f64>, Tensor)> {
         let mut grad = hidden.f_zeros_like()?;
         if targets.is_empty() {
-            self.output.linear.settle()?;
+            self.output.padded.settle()?;
             return Ok((vec![0.0; targets.n_drops.len()], grad));
         }
         let (rows, saved) = self.output.normed(&hidden.f_index_select(0, &targets.rows)?)?;
         let (vocabulary, budget) = (self.shape().num_embeddings, loss.head_budget_mib);
         let (ce, rows_grad) =
-            joint_loss(&self.output.linear, vocabulary, &rows, targets, budget, Some(scale))?;
+            joint_loss(&self.output.padded, vocabulary, &rows, targets, budget, Some(scale))?;
         let rows_grad = rows_grad.expect("a scale was given, so there is a gradient");
         let rows_grad = self.output.normed_backward(saved, rows_grad)?;
         let grad = grad.f_index_copy_(0, &targets.rows, &rows_grad)?;

@@ -6,6 +6,7 @@ mod common;
 use common::{Packed, assert_close, floats, relative_error, small_shape, small_shape_of};
 use ilm_model::{
     AttentionMask, DenseBatch, Error, HeadKind, LengthLoss, LossConfig, LossParts, Model, ModelClass,
+    ModelShape, Precision,
 };
 use proptest::prelude::*;
 
@@ -172,6 +173,22 @@ fn two_micro_batches_accumulate_the_gradient_of_both() {
     let (_, apart) = run(&mut model, &[&first, &second], None);
     assert!(relative_error(&apart, &together) < 1e-5);
     assert!(together.iter().any(|&grad| grad != 0.0));
+}
+
+#[test]
+fn what_pads_the_output_matrix_is_never_trained() {
+    let packed = Packed::synthetic(&[4, 7, 12], 19);
+    for precision in [Precision::Fp32, Precision::Bf16] {
+        let mut model = Model::new(ModelShape { precision, ..small_shape(0.1) }, 3).unwrap();
+        let layout = model.arena().layout().clone();
+        let output = layout.entries().iter().position(|e| e.name == "output_layer.linear.weight").unwrap();
+        let padding = layout.entries()[output].range().end..layout.entries()[output + 1].offset;
+        assert_eq!(padding.len() as i64, (64 - 19) * small_shape(0.1).config.d_model);
+        model.arena_mut().grads_mut()[padding.clone()].fill(f32::NAN);
+        let (_, grads) = run(&mut model, &[&packed, &packed], Some(5));
+        assert!(grads[padding.clone()].iter().all(|&grad| grad == 0.0), "{precision:?}");
+        assert!(model.arena().params()[padding].iter().all(|&value| value == 0.0), "{precision:?}");
+    }
 }
 
 #[test]
