@@ -16,6 +16,7 @@ mod initial_weights;
 mod interface;
 mod kills;
 mod launcher;
+mod memory;
 mod micro_batches;
 mod plan;
 mod preemption;

@@ -30,7 +30,7 @@ use cli::Command;
 
 /// Runs the command that the arguments name; the result is the exit code.
 pub fn run(arguments: Vec<OsString>) -> i32 {
-    memory::keep_freed_memory();
+    memory::set_up_heap();
     comm::abort_on_panic();
     telemetry::init_logging();
     let cli = match cli::parse(arguments) {
