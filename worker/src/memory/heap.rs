@@ -25,8 +25,8 @@ mod glibc {
         }
     }
 
-    /// A step goes through gigabytes, and with small pages first touches and the look-up of addresses cost 3 to 15 % of its time,
-    /// and half a second of a start. Kernels give huge pages to what asks for them; the heap asks for all that it may grow by
+    /// A step goes through gigabytes, and with small pages first touches and the look-up of addresses cost up to 15 % of its time,
+    /// and a second of a start. Kernels give huge pages to what asks for them; the heap asks for all that it may grow by
     /// before it grows, as memory that it gets later does not.
     pub(super) fn ask_for_huge_pages() {
         let Some(size) = most_growth() else { return };
