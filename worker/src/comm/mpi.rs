@@ -177,6 +177,7 @@ fn watch(rank: usize, timeout: Duration, notices: &Arc<Mutex<Notices>>) -> std::
         lock(&ends).say(Word::Report);
         report(rank);
         std::thread::sleep(GRACE);
+        vitals::close();
         abort_process(exit::COMMUNICATION);
     };
     Watchdog::start(rank, timeout, look, end)

@@ -9,7 +9,7 @@ mod pulse;
 mod stacks;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 pub use self::flight::Flight;
@@ -116,6 +116,8 @@ struct Vitals {
     /// Grows with every sign of life.
     signs: AtomicU64,
     flight: OnceLock<Flight>,
+    /// Whether nothing is noted any more.
+    closed: AtomicBool,
 }
 
 static VITALS: Vitals = Vitals {
@@ -126,6 +128,7 @@ static VITALS: Vitals = Vitals {
     waiting: AtomicU32::new(0),
     signs: AtomicU64::new(0),
     flight: OnceLock::new(),
+    closed: AtomicBool::new(false),
 };
 
 /// Enters a phase, until the result is dropped.
@@ -199,6 +202,12 @@ impl Drop for WaitGuard {
     }
 }
 
+/// Leaves heartbeat and flight record as they are: this rank is about to end all ranks, and a stopped one is let go on for a
+/// moment then, which would hide that the others have waited for it.
+pub fn close() {
+    VITALS.closed.store(true, Ordering::Relaxed);
+}
+
 /// Where this rank is.
 pub fn place() -> Place {
     Place {
@@ -217,7 +226,7 @@ impl Vitals {
 
     fn note(&self, kind: u8, call: Option<Call>) {
         self.signs.fetch_add(1, Ordering::Relaxed);
-        if let Some(flight) = self.flight.get() {
+        if let Some(flight) = self.flight.get().filter(|_| !self.closed.load(Ordering::Relaxed)) {
             flight.note(kind, self.phase.load(Ordering::Relaxed), self.step.load(Ordering::Relaxed), call);
         }
     }

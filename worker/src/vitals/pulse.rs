@@ -76,7 +76,7 @@ struct Heart {
 impl Heart {
     fn run(&self) {
         let mut seen = u64::MAX;
-        loop {
+        while !VITALS.closed.load(Ordering::Relaxed) {
             let signs = VITALS.signs.load(Ordering::Relaxed);
             let here = place();
             // A rank that stands still in work of its own must look so; one that waits for others is alive.
