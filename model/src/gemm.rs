@@ -1,20 +1,25 @@
 //! The matrix products of a linear map, each sent to whichever library computes it fastest. Results are f32.
 //!
-//! On the host, products of bf16 go to MKL, which libtorch brings but does not ask: it adds up and gives out f32 and adds to what
-//! is there, where libtorch's own products are rounded to bf16 and converted and added in passes of their own. libtorch gives f32 products to MKL,
-//! which on processors of other makers than Intel leaves more than half of their speed unused, but f32 convolutions to
-//! oneDNN, which does not. A linear map is a convolution of width 1 over a channels-last "image", so there large products go
-//! that way.
+//! On the host, products of bf16 go to the processor's matrix unit, or else to MKL's own function, which libtorch brings but does
+//! not ask: both add up and give out f32 and add to what is there, where libtorch's own products are rounded to bf16 and
+//! converted and added in passes of their own. libtorch gives f32 products to MKL, which on processors of other makers than Intel
+//! leaves more than half of their speed unused, but f32 convolutions to oneDNN, which does not. A linear map is a convolution of
+//! width 1 over a channels-last "image", so there large products go that way.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+mod bf16;
 pub(crate) mod small;
 
-use std::ffi::c_int;
 use std::sync::LazyLock;
 
 use tch::{Device, Kind, Tensor};
 
+use self::bf16::Products;
+use self::small::{Matrix, Onto};
 use crate::error::Result;
-use crate::native::{GemmBf16, native};
+use crate::kernels::operand::{elements, elements_mut};
+use crate::parallel;
 
 /// Below this many multiplications the call itself is what counts.
 const LEAST_PRODUCTS: i64 = 1 << 22;
@@ -25,9 +30,9 @@ const LEAST_ROWS: i64 = 256;
 /// `x w^T`: [n, in] and [out, in] of one type -> [n, out] f32.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let size = [x.size()[0], weight.size()[0]];
-    if let Some(gemm) = mkl_bf16(x) {
+    if let Some(products) = host_products(x) {
         let out = Tensor::f_empty(size, (Kind::Float, x.device()))?;
-        gemm.run([x, weight], [false, true], &out, 0.0);
+        product(products, [x, weight], [false, true], &out, Onto::Nothing);
         return Ok(out);
     }
     if x.kind() != Kind::Float {
@@ -41,9 +46,9 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 
 /// `grad w`: [n, out] and [out, in] of one type -> [n, in] f32.
 pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    if let Some(gemm) = mkl_bf16(grad) {
+    if let Some(products) = host_products(grad) {
         let out = Tensor::f_empty([grad.size()[0], weight.size()[1]], (Kind::Float, grad.device()))?;
-        gemm.run([grad, weight], [false, false], &out, 0.0);
+        product(products, [grad, weight], [false, false], &out, Onto::Nothing);
         return Ok(out);
     }
     if grad.kind() != Kind::Float {
@@ -59,8 +64,8 @@ pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
 pub(crate) fn weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor, adds: bool) -> Result<()> {
     let mut target = target.shallow_clone();
     let beta = f64::from(u8::from(adds));
-    if let Some(gemm) = mkl_bf16(grad) {
-        gemm.run([grad, x], [true, false], &target, beta as f32);
+    if let Some(products) = host_products(grad) {
+        product(products, [grad, x], [true, false], &target, if adds { Onto::Target } else { Onto::Nothing });
     } else if grad.kind() != Kind::Float {
         let _ = target.f_mul_scalar_(beta)?.f_add_(&by_torch(&grad.f_tr()?, x)?)?;
     } else if x.size()[0] >= LEAST_ROWS && suits_onednn(x, &target) {
@@ -74,55 +79,22 @@ pub(crate) fn weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor, adds: bool
     Ok(())
 }
 
-/// MKL's product of bf16, where it is the fastest.
-fn mkl_bf16_function() -> Option<GemmBf16> {
-    static USABLE: LazyLock<Option<GemmBf16>> = LazyLock::new(|| native().gemm_bf16.filter(|_| is_intel()));
-    *USABLE
-}
-
-/// The same if it can take the operand.
-fn mkl_bf16(operand: &Tensor) -> Option<Mkl> {
+/// What takes the products of this operand, if it is of bf16 and on the host.
+fn host_products(operand: &Tensor) -> Option<Products> {
     let fits = operand.kind() == Kind::BFloat16 && operand.device() == Device::Cpu;
-    mkl_bf16_function().filter(|_| fits).map(Mkl)
+    Products::best().filter(|_| fits)
 }
 
-struct Mkl(GemmBf16);
-
-impl Mkl {
-    /// `out = op(a) op(b) + beta out`, with op the transposition where `transposed` says so.
-    fn run(&self, [a, b]: [&Tensor; 2], transposed: [bool; 2], out: &Tensor, beta: f32) {
-        const ROW_MAJOR: c_int = 101;
-        let fits =
-            |operand: &Tensor, kind| operand.is_contiguous() && operand.kind() == kind && operand.dim() == 2;
-        assert!(fits(a, Kind::BFloat16) && fits(b, Kind::BFloat16) && fits(out, Kind::Float));
-        let size = |tensor: &Tensor| [tensor.size()[0], tensor.size()[1]];
-        let inner = size(a)[usize::from(!transposed[0])];
-        let sizes = [size(a)[usize::from(transposed[0])], size(b)[usize::from(!transposed[1])], inner];
-        assert_eq!(inner, size(b)[usize::from(transposed[1])]);
-        assert_eq!(size(out), sizes[..2]);
-        let op = |transposed| if transposed { 112 } else { 111 };
-        let [m, n, k] = sizes.map(|size| size as c_int);
-        let row = |tensor: &Tensor| (size(tensor)[1] as c_int).max(1);
-        // SAFETY: contiguous host matrices of these types and, as was checked, of sizes that fit each other.
-        unsafe {
-            (self.0)(
-                ROW_MAJOR,
-                op(transposed[0]),
-                op(transposed[1]),
-                m,
-                n,
-                k,
-                1.0,
-                a.data_ptr(),
-                row(a),
-                b.data_ptr(),
-                row(b),
-                beta,
-                out.data_ptr().cast(),
-                row(out),
-            );
-        }
-    }
+/// `out (+)= a b` on all threads, with a and b transposed where `transposed` says so.
+fn product(products: Products, operands: [&Tensor; 2], transposed: [bool; 2], out: &Tensor, onto: Onto) {
+    let matrix = |side: usize| {
+        let matrix = Matrix::new(elements(operands[side]), operands[side].size()[1] as usize);
+        if transposed[side] { matrix.transposed() } else { matrix }
+    };
+    let inner = operands[0].size()[usize::from(!transposed[0])];
+    let mnk = [out.size()[0], out.size()[1], inner].map(|size| size as usize);
+    let mut out = out.shallow_clone();
+    products.product(mnk, [matrix(0), matrix(1)], onto, elements_mut(&mut out), parallel::threads());
 }
 
 /// libtorch's own product of bf16, with a result in f32: on a GPU by the product itself.

@@ -38,6 +38,51 @@ pub fn for_each_item<I: Send>(items: Vec<I>, task: impl Fn(I) + Sync) {
     });
 }
 
+/// Memory that several tasks write at the same time, each its own part.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shared<T> {
+    start: *mut T,
+    len: usize,
+}
+
+// SAFETY: only `slice` and `all` give access, whose callers take care of each other.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(crate) fn of(values: &mut [T]) -> Self {
+        Self { start: values.as_mut_ptr(), len: values.len() }
+    }
+
+    /// Address of `len` elements.
+    #[inline(always)]
+    pub(crate) fn address(self, start: usize, len: usize) -> *mut T {
+        assert!(start + len <= self.len);
+        self.start.wrapping_add(start)
+    }
+
+    /// # Safety
+    /// The memory is valid during `'a`, and nobody else uses these elements.
+    #[inline(always)]
+    pub(crate) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: inside the slice that this was made of, by the caller's promise exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.address(start, len), len) }
+    }
+
+    /// # Safety
+    /// The memory is valid during `'a`, and the caller reads nothing that others write.
+    #[inline(always)]
+    pub(crate) unsafe fn all<'a>(self) -> &'a [T] {
+        // SAFETY: the slice that this was made of, by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+}
+
+/// Threads that loops run on.
+pub(crate) fn threads() -> usize {
+    // SAFETY: the function only reads the process's settings.
+    native().team.map_or(1, |team| unsafe { (team.max_threads)() }.max(1) as usize)
+}
+
 fn can_fork(team: &Team) -> bool {
     // SAFETY: both functions only read the calling thread's state.
     unsafe { (team.in_parallel)() == 0 && (team.max_threads)() > 1 }

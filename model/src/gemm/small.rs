@@ -5,16 +5,16 @@ use std::ffi::{c_char, c_int};
 use half::bf16;
 use tch::Kind;
 
-use super::mkl_bf16_function;
+use super::bf16::Products;
 use crate::native::native;
 
 /// The upper left part of a matrix: how much of it, the product says.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Matrix<'a, T> {
-    elements: &'a [T],
+    pub(super) elements: &'a [T],
     /// Elements from one row to the next.
-    stride: usize,
-    transposed: bool,
+    pub(super) stride: usize,
+    pub(super) transposed: bool,
 }
 
 impl<'a, T> Matrix<'a, T> {
@@ -27,68 +27,61 @@ impl<'a, T> Matrix<'a, T> {
     }
 
     /// Whether `rows` x `columns` of it, transposed or not, lie inside the memory.
-    fn holds(&self, rows: usize, columns: usize) -> bool {
+    pub(super) fn holds(&self, rows: usize, columns: usize) -> bool {
         let (rows, columns) = if self.transposed { (columns, rows) } else { (rows, columns) };
-        columns <= self.stride && (rows.max(1) - 1) * self.stride + columns <= self.elements.len()
+        rows == 0 || columns <= self.stride && (rows - 1) * self.stride + columns <= self.elements.len()
+    }
+}
+
+/// Whether a product is written over what is there or added to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Onto {
+    Nothing,
+    Target,
+}
+
+impl Onto {
+    /// What multiplies that which is there.
+    pub(super) fn factor(self) -> f32 {
+        match self {
+            Self::Nothing => 0.0,
+            Self::Target => 1.0,
+        }
     }
 }
 
 /// A type with such products.
 pub(crate) trait SmallGemm: Sized {
-    /// `out = alpha a b + beta out` for a [m, k], b [k, n] and out [m, n] without gaps; `mnk` are their sizes.
-    fn product(mnk: [usize; 3], alpha: f32, a: Matrix<Self>, b: Matrix<Self>, beta: f32, out: &mut [f32]);
+    /// `out (+)= a b` for a [m, k], b [k, n] and out [m, n] without gaps; `mnk` are their sizes.
+    fn product(mnk: [usize; 3], operands: [Matrix<Self>; 2], onto: Onto, out: &mut [f32]);
 }
 
 /// The type in which products of that kind can be taken here; none if there is no library for them.
 pub(crate) fn best_kind(wanted: Kind) -> Option<Kind> {
-    if wanted == Kind::BFloat16 && mkl_bf16_function().is_some() {
+    if wanted == Kind::BFloat16 && Products::best().is_some() {
         return Some(Kind::BFloat16);
     }
     native().sgemm.map(|_| Kind::Float)
 }
 
-fn check<T>([m, n, k]: [usize; 3], a: &Matrix<T>, b: &Matrix<T>, out: &[f32]) -> [c_int; 3] {
-    assert!(a.holds(m, k) && b.holds(k, n) && m * n <= out.len(), "matrices fit each other");
-    [m as c_int, n as c_int, k as c_int]
-}
-
 impl SmallGemm for bf16 {
-    fn product(sizes: [usize; 3], alpha: f32, a: Matrix<Self>, b: Matrix<Self>, beta: f32, out: &mut [f32]) {
-        const ROW_MAJOR: c_int = 101;
-        let gemm = mkl_bf16_function().expect("asked for by `best_kind`");
-        let [m, n, k] = check(sizes, &a, &b, out);
-        let op = |matrix: &Matrix<Self>| if matrix.transposed { 112 } else { 111 };
-        // SAFETY: the sizes were checked against the memory.
-        unsafe {
-            gemm(
-                ROW_MAJOR,
-                op(&a),
-                op(&b),
-                m,
-                n,
-                k,
-                alpha,
-                a.elements.as_ptr().cast(),
-                a.stride as c_int,
-                b.elements.as_ptr().cast(),
-                b.stride as c_int,
-                beta,
-                out.as_mut_ptr(),
-                n,
-            );
-        }
+    fn product(mnk: [usize; 3], operands: [Matrix<Self>; 2], onto: Onto, out: &mut [f32]) {
+        Products::best().expect("asked for by `best_kind`").product(mnk, operands, onto, out, 1);
     }
 }
 
 impl SmallGemm for f32 {
-    fn product(sizes: [usize; 3], alpha: f32, a: Matrix<Self>, b: Matrix<Self>, beta: f32, out: &mut [f32]) {
+    fn product([m, n, k]: [usize; 3], [a, b]: [Matrix<Self>; 2], onto: Onto, out: &mut [f32]) {
         let gemm = native().sgemm.expect("asked for by `best_kind`");
-        let [m, n, k] = check(sizes, &a, &b, out);
+        assert!(a.holds(m, k) && b.holds(k, n) && m * n == out.len(), "matrices fit each other");
+        let [m, n, k] = [m, n, k].map(|size| size as c_int);
         let op = |matrix: &Matrix<Self>| -> *const c_char {
             if matrix.transposed { c"T".as_ptr() } else { c"N".as_ptr() }
         };
         let (lda, ldb) = (a.stride as c_int, b.stride as c_int);
-        // SAFETY: as above. Read by columns, as this interface does, the matrices are their own transposes: out^T = b^T a^T.
+        let (alpha, beta) = (1.0, onto.factor());
+        // SAFETY: the sizes were checked against the memory. Read by columns, as this interface does, the matrices are their own
+        // transposes: out^T = b^T a^T.
         unsafe {
             gemm(
                 op(&b),
@@ -127,13 +120,18 @@ mod tests {
             };
             let (a, b) = (matrix(3, 11, ta), matrix(50, 13, tb));
             let [m, n, k] = [5, 4, 7];
-            let mut out = vec![1.0; m * n];
-            T::product([m, n, k], 0.5, a, b, 2.0, &mut out);
-            for row in 0..m {
-                for column in 0..n {
-                    let sum: f32 = (0..k).map(|i| at(&a, row, i) * at(&b, i, column)).sum();
-                    let found = out[row * n + column];
-                    assert!((found - (0.5 * sum + 2.0)).abs() < 1e-4, "{ta} {tb} {row} {column}: {found}");
+            for onto in [Onto::Nothing, Onto::Target] {
+                let mut out = vec![1.0; m * n];
+                T::product([m, n, k], [a, b], onto, &mut out);
+                for row in 0..m {
+                    for column in 0..n {
+                        let sum: f32 = (0..k).map(|i| at(&a, row, i) * at(&b, i, column)).sum();
+                        let found = out[row * n + column];
+                        assert!(
+                            (found - (sum + onto.factor())).abs() < 1e-4,
+                            "{ta} {tb} {row} {column}: {found}"
+                        );
+                    }
                 }
             }
         }
@@ -154,6 +152,6 @@ mod tests {
     fn a_matrix_beyond_its_memory_is_refused() {
         let values = [0.0; 10];
         let a = Matrix::new(&values[..], 4);
-        f32::product([3, 1, 3], 1.0, a, a, 0.0, &mut [0.0; 3]);
+        f32::product([3, 1, 3], [a, a], Onto::Nothing, &mut [0.0; 3]);
     }
 }

@@ -9,8 +9,8 @@ use super::operand::{Operand, elements, elements_mut, with_operand};
 use super::simd::{exp, max, sum};
 use crate::dropout::Dropout;
 use crate::error::Result;
-use crate::gemm::small::{Matrix, SmallGemm};
-use crate::parallel;
+use crate::gemm::small::{Matrix, Onto, SmallGemm};
+use crate::parallel::{self, Shared};
 
 /// Scores of one strip at most: few enough to stay in a core's own cache.
 const STRIP_SCORES: usize = 1 << 16;
@@ -131,31 +131,6 @@ fn each_head(row_ptr: &[i64], sizes: Sizes, work: impl Fn(Head) + Sync) {
     });
 }
 
-/// Memory that heads write in turn, each its own columns.
-#[derive(Clone, Copy)]
-struct Shared<T> {
-    start: *mut T,
-    len: usize,
-}
-
-// SAFETY: only `slice` gives access, whose callers write disjoint ranges.
-unsafe impl<T: Send> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn of(values: &mut [T]) -> Self {
-        Self { start: values.as_mut_ptr(), len: values.len() }
-    }
-
-    /// # Safety
-    /// Nobody else uses these elements during `'a`.
-    #[inline(always)]
-    unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [T] {
-        assert!(start + len <= self.len);
-        // SAFETY: inside the slice that this was made of, by the caller's promise exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
-    }
-}
-
 struct Outputs<T> {
     turned: Shared<T>,
     context: Shared<T>,
@@ -216,32 +191,27 @@ fn forward_head<T: Operand + SmallGemm>(head: Head, qkv: &[f32], spans: Spans, o
         }
     }
     // SAFETY: what is read are the places that this head has just written.
-    let turned: &[T] = unsafe { std::slice::from_raw_parts(out.turned.start, out.turned.len) };
+    let turned: &[T] = unsafe { out.turned.all() };
     let mut scratch = Scratch::<T>::new(head);
     for (first, queries) in head.strips() {
         let cells = queries * head.len;
         let scores = &mut scratch.scores[..cells];
         let query = head.part(turned, first, 0);
-        T::product(
-            [queries, head.len, width],
-            head.scale(),
-            query,
-            head.part(turned, 0, 1).transposed(),
-            0.0,
-            scores,
-        );
+        let keys = head.part(turned, 0, 1).transposed();
+        T::product([queries, head.len, width], [query, keys], Onto::Nothing, scores);
         for (index, scores) in scores.chunks_exact_mut(head.len).enumerate() {
             let token = first + index;
             let probabilities = &mut scratch.probabilities[index * head.len..][..head.len];
             spans.dropout.factors(head.query(token), &mut scratch.factors);
-            let log_sum = softmax(scores, &scratch.factors, probabilities);
+            let log_sum = softmax(scores, head.scale(), &scratch.factors, probabilities);
             // SAFETY: as above.
             let to = unsafe { out.log_sums.slice((head.start + token) * heads + head.head, 1) };
             to[0] = log_sum;
         }
         let probabilities = Matrix::new(&scratch.probabilities[..cells], head.len);
         let context = &mut scratch.rows[..queries * width];
-        T::product([queries, width, head.len], 1.0, probabilities, head.part(turned, 0, 2), 0.0, context);
+        let values = head.part(turned, 0, 2);
+        T::product([queries, width, head.len], [probabilities, values], Onto::Nothing, context);
         for (index, row) in context.chunks_exact(width).enumerate() {
             // SAFETY: as above.
             let to = unsafe { out.context.slice(head.context_place(first + index), width) };
@@ -267,9 +237,9 @@ fn backward_head<T: Operand + SmallGemm>(head: Head, saved: &Saved<T>, spans: Sp
         let query = head.part(saved.qkv, first, 0);
         let grad = Matrix::new(&context_grad[first * width..], width);
         let scores = &mut scratch.scores[..cells];
-        T::product([queries, head.len, width], head.scale(), query, keys.transposed(), 0.0, scores);
+        T::product([queries, head.len, width], [query, keys.transposed()], Onto::Nothing, scores);
         let slopes = &mut scratch.slopes[..cells];
-        T::product([queries, head.len, width], 1.0, grad, values.transposed(), 0.0, slopes);
+        T::product([queries, head.len, width], [grad, values.transposed()], Onto::Nothing, slopes);
         for index in 0..queries {
             let token = first + index;
             let cells = index * head.len..(index + 1) * head.len;
@@ -278,7 +248,7 @@ fn backward_head<T: Operand + SmallGemm>(head: Head, saved: &Saved<T>, spans: Sp
             softmax_backward(
                 [&mut scores[cells.clone()], &mut slopes[cells.clone()]],
                 &scratch.factors,
-                log_sum,
+                [head.scale(), log_sum],
                 &mut scratch.probabilities[cells.clone()],
                 &mut scratch.score_grads[cells],
             );
@@ -286,10 +256,10 @@ fn backward_head<T: Operand + SmallGemm>(head: Head, saved: &Saved<T>, spans: Sp
         let probabilities = Matrix::new(&scratch.probabilities[..cells], head.len);
         let score_grads = Matrix::new(&scratch.score_grads[..cells], head.len);
         let keyed = [head.len, width, queries];
-        T::product(keyed, 1.0, probabilities.transposed(), grad, 1.0, value_grads);
-        T::product(keyed, head.scale(), score_grads.transposed(), query, 1.0, key_grads);
+        T::product(keyed, [probabilities.transposed(), grad], Onto::Target, value_grads);
+        T::product(keyed, [score_grads.transposed(), query], Onto::Target, key_grads);
         let query_grads = &mut query_grads[first * width..][..queries * width];
-        T::product([queries, width, head.len], head.scale(), score_grads, keys, 0.0, query_grads);
+        T::product([queries, width, head.len], [score_grads, keys], Onto::Nothing, query_grads);
     }
     for (part, grads) in [&*query_grads, key_grads, value_grads].into_iter().enumerate() {
         for (token, grad) in grads.chunks_exact(width).enumerate() {
@@ -350,14 +320,14 @@ fn turn<T: Operand>(from: &[f32], angles: Option<(&[f32], &[f32], f32)>, to: &mu
     convert(&from[2 * half..width], to_rest);
 }
 
-/// `probabilities = factors softmax(scores)`; the result is the logarithm of the sum. The scores are used up.
+/// `probabilities = factors softmax(scale scores)`; the result is the logarithm of the sum. The scores are used up.
 #[inline(always)]
-fn softmax<T: Operand>(scores: &mut [f32], factors: &[f32], probabilities: &mut [T]) -> f32 {
+fn softmax<T: Operand>(scores: &mut [f32], scale: f32, factors: &[f32], probabilities: &mut [T]) -> f32 {
     let len = scores.len();
     let (factors, probabilities) = (&factors[..len], &mut probabilities[..len]);
-    let top = max(scores);
+    let top = scale * max(scores);
     for score in scores.iter_mut() {
-        *score = exp(*score - top);
+        *score = exp(scale * *score - top);
     }
     let total = sum(len, |i| scores[i]);
     let share = 1.0 / total;
@@ -367,7 +337,7 @@ fn softmax<T: Operand>(scores: &mut [f32], factors: &[f32], probabilities: &mut 
     top + total.ln()
 }
 
-/// Probabilities p behind the dropout, and the gradient of the scores, `p (factor slope - inner)` with `inner` the sum of
+/// Probabilities p behind the dropout, and the gradient of the scores, `scale p (factor slope - inner)` with `inner` the sum of
 /// `p factor slope`. Scores and slopes are used up.
 ///
 /// FlashAttention takes `inner` from context and its gradient. Here both may be rounded, and the error, the same for all keys
@@ -376,7 +346,7 @@ fn softmax<T: Operand>(scores: &mut [f32], factors: &[f32], probabilities: &mut 
 fn softmax_backward<T: Operand>(
     [scores, slopes]: [&mut [f32]; 2],
     factors: &[f32],
-    log_sum: f32,
+    [scale, log_sum]: [f32; 2],
     probabilities: &mut [T],
     grads: &mut [T],
 ) {
@@ -384,13 +354,13 @@ fn softmax_backward<T: Operand>(
     let (slopes, factors) = (&mut slopes[..len], &factors[..len]);
     let (probabilities, grads) = (&mut probabilities[..len], &mut grads[..len]);
     for i in 0..len {
-        scores[i] = exp(scores[i] - log_sum);
+        scores[i] = exp(scale * scores[i] - log_sum);
         slopes[i] *= factors[i];
         probabilities[i] = T::from_f32(scores[i] * factors[i]);
     }
     let (scores, slopes) = (&*scores, &*slopes);
     let inner = sum(len, |i| scores[i] * slopes[i]);
     for i in 0..len {
-        grads[i] = T::from_f32(scores[i] * (slopes[i] - inner));
+        grads[i] = T::from_f32(scale * scores[i] * (slopes[i] - inner));
     }
 }

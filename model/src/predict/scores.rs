@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::gemm;
-use crate::gemm::small::{Matrix, SmallGemm, best_kind};
+use crate::gemm::small::{Matrix, Onto, SmallGemm, best_kind};
 use crate::head::to_floats;
 use crate::kernels::operand::{elements, with_operand};
 use crate::parallel;
@@ -158,7 +158,7 @@ impl Scores<'_> {
                 let scores = &mut buffer[..gaps.len() * tokens.len()];
                 let a = Matrix::new(&states[gaps.start * width..], width);
                 let b = Matrix::new(&matrix[tokens.start * width..], width).transposed();
-                T::product([gaps.len(), tokens.len(), width], 1.0, a, b, 0.0, scores);
+                T::product([gaps.len(), tokens.len(), width], [a, b], Onto::Nothing, scores);
                 suppress(suppressed, &tokens, scores);
                 *result = Some(visit(Tile { gaps, tokens, scores }));
                 spare().push(buffer);
