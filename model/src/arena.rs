@@ -107,6 +107,11 @@ impl Arena {
         &mut self.grads
     }
 
+    /// All parameters rounded, if products are in bf16.
+    pub fn flat_rounded(&self) -> Option<&Flat<bf16>> {
+        self.rounded.as_ref()
+    }
+
     /// All an optimizer needs at once.
     pub fn update_parts(&mut self) -> UpdateParts<'_> {
         UpdateParts { params: &mut self.params, grads: &mut self.grads, rounded: self.rounded.as_mut() }

@@ -34,6 +34,7 @@ mod parts;
 mod plan;
 mod predict;
 mod random;
+mod round;
 pub mod sample;
 #[cfg(test)]
 mod testing;
@@ -55,3 +56,4 @@ pub use measure::{LinearMap, Rows};
 pub use model::Model;
 pub use objective::LossParts;
 pub use predict::{HistoryEntry, Insertion, Prediction, Predictor, Prompt, SpecialIds};
+pub use round::round;

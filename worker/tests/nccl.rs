@@ -27,7 +27,7 @@ struct Buffers(FlatMemory);
 impl Buffers {
     fn new() -> Self {
         let buffer = || Box::leak(vec![0.0f32; LEN].into_boxed_slice()).as_mut_ptr();
-        Self(FlatMemory { params: buffer(), grads: buffer(), capacity: LEN })
+        Self(FlatMemory { params: buffer(), grads: buffer(), rounded: None, capacity: LEN })
     }
 
     fn grads(&mut self) -> &mut [f32] {

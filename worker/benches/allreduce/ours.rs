@@ -19,7 +19,7 @@ fn main() -> anyhow::Result<()> {
     let params = Flat::<f32>::zeros(ELEMENTS, tch::Device::Cpu)?;
     let plan = BucketPlan::new(grads.capacity(), BUCKET, comm.world_size());
     // SAFETY: the buffers are dropped after the exchange, and nobody touches them between `begin` and `finish`.
-    let mut exchange = unsafe { comm.exchange(FlatMemory::of(&params, &grads))? };
+    let mut exchange = unsafe { comm.exchange(FlatMemory::of(&params, &grads, None))? };
 
     let mut best = [f64::INFINITY; 3];
     for _ in 0..ROUNDS {

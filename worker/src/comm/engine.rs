@@ -220,18 +220,21 @@ impl Bucket {
             ExchangeOp::AllReduce | ExchangeOp::ReduceScatter => memory.grads,
             ExchangeOp::AllGather => memory.params,
         };
-        let first = buffer.wrapping_add(self.range.start + self.sent);
+        let start = self.range.start + self.sent;
+        let first = buffer.wrapping_add(start);
+        let gathers = self.op == ExchangeOp::AllGather;
+        let rounded = memory.rounded.filter(|_| gathers).map(|rounded| rounded.wrapping_add(start));
         let rest = self.extent(ring) - self.sent;
         let chunk = (PIECE / ring.world_size).max(LEAST_CHUNK);
         let (taken, piece) = match self.op {
             ExchangeOp::AllReduce => {
                 let taken = rest.min(chunk * ring.world_size);
                 let len = taken.div_ceil(ring.world_size);
-                (taken, Piece { first, stride: len, len, limit: taken })
+                (taken, Piece { first, stride: len, len, limit: taken, rounded })
             }
             ExchangeOp::ReduceScatter | ExchangeOp::AllGather => {
                 let taken = rest.min(chunk);
-                (taken, Piece { first, stride: self.extent(ring), len: taken, limit: usize::MAX })
+                (taken, Piece { first, stride: self.extent(ring), len: taken, limit: usize::MAX, rounded })
             }
         };
         self.sent += taken;

@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use half::bf16;
 use ilm_model::Flat;
 
 use super::CommError;
@@ -28,15 +29,23 @@ pub struct FlatMemory {
     pub params: *mut f32,
     /// First gradient.
     pub grads: *mut f32,
-    /// Elements of either that may be accessed.
+    /// First parameter rounded, if products take them so.
+    pub rounded: Option<*mut bf16>,
+    /// Elements of each that may be accessed.
     pub capacity: usize,
 }
 
 impl FlatMemory {
     /// The memory of a model's parameters and gradients.
-    pub fn of(params: &Flat<f32>, grads: &Flat<f32>) -> Self {
-        let capacity = params.capacity().min(grads.capacity());
-        Self { params: params.address(), grads: grads.address(), capacity }
+    pub fn of(params: &Flat<f32>, grads: &Flat<f32>, rounded: Option<&Flat<bf16>>) -> Self {
+        let least = params.capacity().min(grads.capacity());
+        let capacity = rounded.map_or(least, |rounded| rounded.capacity().min(least));
+        Self {
+            params: params.address(),
+            grads: grads.address(),
+            rounded: rounded.map(Flat::address),
+            capacity,
+        }
     }
 }
 
@@ -58,6 +67,11 @@ pub trait Exchange {
     /// # Errors
     /// The first failure of anything that was begun, or ranks that began different operations.
     fn finish(&mut self) -> Result<Duration, CommError>;
+
+    /// Whether parameters that come from other ranks are rounded as they arrive, if they are to be rounded at all.
+    fn rounds(&self) -> bool {
+        false
+    }
 }
 
 /// The exchange of a single rank: every operation is already done.

@@ -94,6 +94,10 @@ impl Exchange for MpiExchange {
         }
         reply.map(|()| started.elapsed())
     }
+
+    fn rounds(&self) -> bool {
+        true
+    }
 }
 
 /// Waits for what is under way, as its memory may go away afterwards; the deadline bounds that wait.

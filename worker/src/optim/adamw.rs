@@ -146,13 +146,14 @@ fn chunks<'a>(
     [kept, decayed]: [Coefficients; 2],
 ) -> Option<Vec<Chunk<'a>>> {
     let grads = flat.grads.host()?;
-    // The rest of the parameters may be on its way to other ranks.
+    // The rest of the parameters, rounded ones too, may be on its way to other ranks.
     let window = window.start.min(grads.len())..window.end.min(grads.len());
-    let mut params = Cursor { at: window.start, rest: flat.params.host_range_mut(window)? };
+    let mut params = Cursor { at: window.start, rest: flat.params.host_range_mut(window.clone())? };
     let mut exp_avg = Cursor::new(packed.exp_avg.host_mut()?);
     let mut exp_avg_sq = Cursor::new(packed.exp_avg_sq.host_mut()?);
     let mut average = packed.average.as_mut().and_then(|average| average.host_mut()).map(Cursor::new);
-    let mut rounded = flat.rounded.as_mut().and_then(|rounded| rounded.host_mut()).map(Cursor::new);
+    let rounded = flat.rounded.as_mut().and_then(|rounded| rounded.host_range_mut(window.clone()));
+    let mut rounded = rounded.map(|rest| Cursor { at: window.start, rest });
     let chunk = |(part, decays): (Part, bool)| Chunk {
         coefficients: if decays { decayed } else { kept },
         params: params.take(&part.arena),

@@ -3,6 +3,7 @@
 //! Only operations whose result is exactly defined are used, element by element, so all instruction sets give the same bits.
 
 use half::bf16;
+use ilm_model::round;
 
 use super::adamw::Coefficients;
 
@@ -54,17 +55,6 @@ fn adamw(c: &Coefficients, params: &mut [f32], grads: &[f32], exp_avg: &mut [f32
 fn approach(average: &mut [f32], params: &[f32], weight: f32) {
     for (average, p) in average.iter_mut().zip(params) {
         *average -= weight * (*average - p);
-    }
-}
-
-/// To the nearest, ties to even, as the conversions of libtorch and of the processor do; written so that it vectorises.
-#[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
-fn round(rounded: &mut [bf16], params: &[f32]) {
-    const QUIET_NAN: u16 = 0x7fc0;
-    for (rounded, p) in rounded.iter_mut().zip(params) {
-        let bits = p.to_bits();
-        let nearest = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
-        *rounded = bf16::from_bits(if p.is_nan() { QUIET_NAN } else { nearest });
     }
 }
 

@@ -34,7 +34,7 @@ impl Reducer {
     ///
     /// # Safety
     /// The arena is on `device` and outlives the reducer. Nobody touches gradients between [`is_final`](Self::is_final) and
-    /// [`finish_gradients`](Self::finish_gradients), nor parameters of other windows than the next between
+    /// [`finish_gradients`](Self::finish_gradients), nor parameters, rounded ones included, of other windows than the next between
     /// [`begin_gather`](Self::begin_gather) and [`finish_gather`](Self::finish_gather).
     pub unsafe fn connect(
         device: &RankDevice,
@@ -42,7 +42,7 @@ impl Reducer {
         trainer: &TrainerConfig,
         arena: &Arena,
     ) -> anyhow::Result<Self> {
-        let memory = FlatMemory::of(arena.flat_params(), arena.flat_grads());
+        let memory = FlatMemory::of(arena.flat_params(), arena.flat_grads(), arena.flat_rounded());
         let timeout = Duration::from_secs(trainer.collective_timeout_secs);
         // SAFETY: the caller's promise; the arena is on the device.
         let exchange = unsafe { device.exchange(comm, memory, timeout)? };
@@ -131,9 +131,9 @@ impl Reducer {
         Ok(())
     }
 
-    /// Whether parameters come from other ranks.
-    pub fn is_sharded(&self) -> bool {
-        self.sharded
+    /// Whether all parameters must be rounded once they are here, as those of other ranks have not been.
+    pub fn leaves_rounding(&self) -> bool {
+        self.sharded && !self.exchange.rounds()
     }
 
     /// How long this rank stood still for others since the last call.

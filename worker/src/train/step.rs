@@ -227,16 +227,15 @@ pub fn update_parameters(
     let arena = state.model.arena_mut();
     for window in reducer.windows() {
         let mut flat = arena.update_parts();
-        if reducer.is_sharded() {
-            // Parameters of other ranks are not rounded here, so all are rounded once they are there.
+        if reducer.leaves_rounding() {
             flat.rounded = None;
         }
         let average = state.ema.as_mut().map(|ema| &mut ema.shadow);
         state.adamw.step(&config.optimizer, update, window.clone(), flat, average)?;
         reducer.begin_gather(window)?;
     }
-    if reducer.is_sharded() {
-        reducer.finish_gather()?;
+    reducer.finish_gather()?;
+    if reducer.leaves_rounding() {
         arena.flat_params_mut();
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! The exchange of buckets between real ranks.
 
+use half::bf16;
 use ilm_model::Flat;
 use tch::Device;
 use worker::comm::{BucketPlan, Collectives, CommError, Exchange, ExchangeOp, FlatMemory, ReduceOp};
@@ -11,6 +12,7 @@ struct Buffers {
     exchange: Box<dyn Exchange>,
     params: Flat<f32>,
     grads: Flat<f32>,
+    rounded: Flat<bf16>,
 }
 
 impl Buffers {
@@ -24,9 +26,11 @@ impl Buffers {
         };
         fill(&mut params, 7);
         fill(&mut grads, 3);
+        let rounded = Flat::zeros(len, Device::Cpu).expect("memory");
+        let memory = FlatMemory::of(&params, &grads, Some(&rounded));
         // SAFETY: fields are dropped in their order, and these tests touch nothing between `begin` and `finish`.
-        let exchange = unsafe { comm.exchange(FlatMemory::of(&params, &grads)) }.expect("an exchange");
-        Self { exchange, params, grads }
+        let exchange = unsafe { comm.exchange(memory) }.expect("an exchange");
+        Self { exchange, params, grads, rounded }
     }
 
     /// Whole numbers, so that sums are exact in any order.
@@ -71,6 +75,13 @@ fn buckets_are_summed_scattered_and_gathered_in_place() {
                 let expected = |i| found[i] == Buffers::value(i, owner, 7);
                 assert!(plan.parts(owner).flatten().all(expected), "all-gather of {bucket} from {owner}");
             }
+            // Every rank rounds its own parts when it updates them.
+            let rounded = parts.rounded.host().expect("host memory");
+            for owner in (0..world_size).filter(|&owner| owner != rank) {
+                let expected = |i| rounded[i] == bf16::from_f32(Buffers::value(i, owner, 7));
+                assert!(plan.parts(owner).flatten().all(expected), "rounding of {bucket} from {owner}");
+            }
+            assert!(plan.parts(rank).flatten().all(|i| rounded[i] == bf16::ZERO), "own parts of {bucket}");
             let untouched = |i| found[i] == Buffers::value(i, rank, 7);
             assert!(plan.shared().all(untouched), "what is in no bucket is nobody's business");
         }
