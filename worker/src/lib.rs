@@ -31,6 +31,8 @@ use cli::Command;
 /// Runs the command that the arguments name; the result is the exit code.
 pub fn run(arguments: Vec<OsString>) -> i32 {
     memory::set_up_heap();
+    // SAFETY: this is the first thing that the process does, on its only thread.
+    unsafe { comm::send_pieces_at_once() };
     comm::abort_on_panic();
     telemetry::init_logging();
     let cli = match cli::parse(arguments) {

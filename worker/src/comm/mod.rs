@@ -28,7 +28,7 @@ pub use self::dynamic::GpuError;
 pub(crate) use self::dynamic::reason;
 pub use self::exchange::{Alone, Exchange, ExchangeOp, FlatMemory};
 pub use self::launch_env::LaunchEnv;
-pub use self::mpi::{Mpi, abort_on_panic, abort_process};
+pub use self::mpi::{Mpi, abort_on_panic, abort_process, send_pieces_at_once};
 pub use self::nccl::{Communicator, NcclExchange, NcclLibrary, UniqueId};
 pub use self::solo::Solo;
 use crate::signals::StopRequest;
