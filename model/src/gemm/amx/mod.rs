@@ -177,28 +177,28 @@ impl Job<'_> {
             }
             let soon = if is_last { (row + 1, panel.steps.start) } else { (row, steps.end) };
             for (index, right) in rights.chunks_exact(len).enumerate() {
-                let place = [row, panel.columns.start + index];
-                let sum = Block::of(&mut sums[index]);
-                let whole = self.target.block(place);
-                let target = whole.unwrap_or_else(|| Block::of(edge));
-                let from = if is_first { adds.then_some(target) } else { Some(sum) };
-                let to = if is_last { target } else { sum };
                 let share = len * index / panel.columns.len()..len * (index + 1) / panel.columns.len();
                 if strip.is_new {
                     self.left.ask_for(soon, steps.len(), share);
                 } else {
                     pack::ask_for(left.as_ptr().wrapping_add(len), share);
                 }
-                // SAFETY: rows and columns are this task's alone, the sums this thread's.
-                unsafe {
-                    if whole.is_none() && is_first && adds {
-                        self.target.load(place, edge);
-                    }
-                    let next = if is_first { to.following() } else { sum.following() };
-                    unit.add_product([left, right], from, to, next);
-                    if whole.is_none() && is_last {
-                        self.target.store(place, edge);
-                    }
+                let place = [row, panel.columns.start + index];
+                let whole = self.target.block(place);
+                if whole.is_none() && is_first && adds {
+                    // SAFETY: rows and columns are this task's alone.
+                    unsafe { self.target.load(place, edge) };
+                }
+                let sum = Block::of(&mut sums[index]);
+                let target = whole.unwrap_or_else(|| Block::of(edge));
+                let from = if is_first { adds.then_some(target) } else { Some(sum) };
+                let to = if is_last { target } else { sum };
+                let next = if is_first { to.following() } else { sum.following() };
+                // SAFETY: as above, and the sums are this thread's.
+                unsafe { unit.add_product([left, right], from, to, next) };
+                if whole.is_none() && is_last {
+                    // SAFETY: as above.
+                    unsafe { self.target.store(place, edge) };
                 }
             }
         }

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 pub(super) const LANES: usize = 16;
 /// Elements of bf16 in a row of a tile: how far one instruction gets along the inner dimension.
 pub(super) const DEPTH: usize = 32;
-/// Rows and columns of f32 that one call of [`Unit::add_product`] computes: two tiles each way.
+/// Rows and columns of f32 that one call of [`Configured::add_product`] computes: two tiles each way.
 pub(super) const STRIP: usize = 2 * LANES;
 
 /// A row of a tile of bf16.
@@ -72,7 +72,7 @@ impl Block {
 
 impl Configured {
     /// `to = from + left right`, without `from` the product alone. Strips are rows of tiles: [steps][tile][lane][DEPTH] of the left
-    /// operand and [steps][tile][DEPTH / 2][lane][2] of the right one. `next` is what will be read soon.
+    /// operand and [steps][tile][DEPTH / 2][lane][2] of the right one. `next` is what will be used soon.
     ///
     /// # Safety
     /// The memory of both blocks is valid, and nobody else uses it.
