@@ -65,7 +65,8 @@ pub(crate) fn weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor, adds: bool
     let mut target = target.shallow_clone();
     let beta = f64::from(u8::from(adds));
     if let Some(products) = host_products(grad) {
-        product(products, [grad, x], [true, false], &target, if adds { Onto::Target } else { Onto::Nothing });
+        let onto = if adds { Onto::Target } else { Onto::Memory };
+        product(products, [grad, x], [true, false], &target, onto);
     } else if grad.kind() != Kind::Float {
         let _ = target.f_mul_scalar_(beta)?.f_add_(&by_torch(&grad.f_tr()?, x)?)?;
     } else if x.size()[0] >= LEAST_ROWS && suits_onednn(x, &target) {

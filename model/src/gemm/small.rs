@@ -37,6 +37,8 @@ impl<'a, T> Matrix<'a, T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Onto {
     Nothing,
+    /// As nothing, but past the caches where it can be: for a result that is read late.
+    Memory,
     Target,
 }
 
@@ -44,7 +46,7 @@ impl Onto {
     /// What multiplies that which is there.
     pub(super) fn factor(self) -> f32 {
         match self {
-            Self::Nothing => 0.0,
+            Self::Nothing | Self::Memory => 0.0,
             Self::Target => 1.0,
         }
     }

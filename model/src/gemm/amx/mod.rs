@@ -43,7 +43,7 @@ impl Unit {
         out: &mut [f32],
         threads: usize,
     ) {
-        if k == 0 && onto == Onto::Nothing {
+        if k == 0 && onto != Onto::Target {
             out.fill(0.0);
         }
         let job = Job {
@@ -150,6 +150,7 @@ impl Job<'_> {
                 }
             }
         });
+        target::end_streams();
     }
 
     fn lay_out<'a>(&self, columns: Range<usize>, steps: Range<usize>, to: &'a mut Vec<Row>) -> Panel<'a> {
@@ -167,6 +168,7 @@ impl Job<'_> {
     fn strip(self, unit: Configured, strip: Strip, panel: &Panel, sums: &mut [Dense]) {
         let (edge, sums) = sums.split_last_mut().expect("one more than columns");
         let adds = self.onto == Onto::Target || panel.steps.start > 0;
+        let streams = self.onto == Onto::Memory && panel.steps.end == self.steps;
         let row = strip.row;
         for (steps, rights) in panel.parts() {
             let (is_first, is_last) = (steps.start == panel.steps.start, steps.end == panel.steps.end);
@@ -192,13 +194,17 @@ impl Job<'_> {
                 let sum = Block::of(&mut sums[index]);
                 let target = whole.unwrap_or_else(|| Block::of(edge));
                 let from = if is_first { adds.then_some(target) } else { Some(sum) };
-                let to = if is_last { target } else { sum };
-                let next = if is_first { to.following() } else { sum.following() };
+                let last = if streams { Block::of(edge) } else { target };
+                let to = if is_last { last } else { sum };
+                let next = if is_first && !streams { to.following() } else { sum.following() };
                 // SAFETY: as above, and the sums are this thread's.
                 unsafe { unit.add_product([left, right], from, to, next) };
-                if whole.is_none() && is_last {
+                match whole {
                     // SAFETY: as above.
-                    unsafe { self.target.store(place, edge) };
+                    None if is_last => unsafe { self.target.store(place, edge) },
+                    // SAFETY: as above.
+                    Some(whole) if is_last && streams => unsafe { target::stream(edge, whole) },
+                    _ => {}
                 }
             }
         }

@@ -1,6 +1,8 @@
 //! Where results go: straight into the result's memory or, where a block reaches beyond it, by way of a block of its own.
 
-use super::tile::{Block, STRIP};
+use std::arch::x86_64::{_mm_sfence, _mm512_loadu_ps, _mm512_stream_ps};
+
+use super::tile::{Block, LANES, STRIP};
 use crate::parallel::Shared;
 
 /// A block's elements.
@@ -66,4 +68,32 @@ impl Target {
         let columns = (self.columns - column).min(STRIP);
         (row..self.rows.min(row + STRIP)).map(move |row| (row * self.columns + column, columns))
     }
+}
+
+/// Writes a block past the caches, if its lines are those of memory: a line that is written as a whole need not be read first.
+///
+/// # Safety
+/// The memory of `to` is valid, and nobody else uses it before this thread has [ended its streams](end_streams). The processor has
+/// AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn stream(from: &Dense, to: Block) {
+    const LINE: usize = 64;
+    for (row, values) in from.chunks_exact(STRIP).enumerate() {
+        let target = to.first.wrapping_add(row * to.stride);
+        // SAFETY: the row of the block, by the caller's promise, and of as many values.
+        unsafe {
+            if target.addr().is_multiple_of(LINE) {
+                _mm512_stream_ps(target, _mm512_loadu_ps(values.as_ptr()));
+                _mm512_stream_ps(target.add(LANES), _mm512_loadu_ps(values.as_ptr().add(LANES)));
+            } else {
+                target.copy_from_nonoverlapping(values.as_ptr(), STRIP);
+            }
+        }
+    }
+}
+
+/// After it, other threads that learn of this one's end see what it has streamed.
+pub(super) fn end_streams() {
+    // SAFETY: every processor of 64 bits has the instruction, which only waits.
+    unsafe { _mm_sfence() };
 }

@@ -27,11 +27,16 @@ fn check(unit: Unit, [m, n, k]: [usize; 3]) {
         let product = expected([(&a, strides[0], a_columns, ta), (&b, strides[1], b_columns, tb)]);
         let matrix = |elements, stride, transposed| Matrix { elements, stride, transposed };
         let operands = [matrix(&a[..], strides[0], ta), matrix(&b[..], strides[1], tb)];
-        for threads in [1, 2, 7] {
-            let mut out = vec![f32::NAN; m * n];
-            unit.product([m, n, k], operands, Onto::Nothing, &mut out, threads);
-            assert!(out == product, "{m} {n} {k} {ta} {tb} {threads}");
-            unit.product([m, n, k], operands, Onto::Target, &mut out, threads);
+        // From the beginning of a line of memory on, or from within one.
+        for (threads, onto, shift) in
+            [(1, Onto::Memory, 0), (2, Onto::Nothing, 1), (2, Onto::Memory, 1), (7, Onto::Memory, 0)]
+        {
+            let mut memory = vec![f32::NAN; m * n + 32];
+            let line = memory.as_ptr().align_offset(64) + shift;
+            let out = &mut memory[line..][..m * n];
+            unit.product([m, n, k], operands, onto, out, threads);
+            assert!(out == product, "{m} {n} {k} {ta} {tb} {threads} {onto:?}");
+            unit.product([m, n, k], operands, Onto::Target, out, threads);
             assert!(
                 out.iter().zip(&product).all(|(sum, once)| *sum == 2.0 * once),
                 "added: {m} {n} {k} {ta} {tb}"
