@@ -9,6 +9,7 @@ mod concat;
 pub mod config;
 mod cut;
 mod dataset;
+mod deal;
 mod dense;
 mod describe;
 mod detokenize;
@@ -29,11 +30,13 @@ mod progress;
 mod prompts;
 mod random;
 mod read_ahead;
+mod repack;
 mod schedule;
 mod source;
 mod spans;
 mod star;
 mod tokenizer;
+mod wire;
 
 pub use crate::{
     batch::{BatchArrays, BatchLayout, PackedBatch},
@@ -42,6 +45,7 @@ pub use crate::{
     config::{DataConfig, Detokenizer, MixtureEntry, OnBad, SpecialTokenNames, StarConfig, StarKind, Task},
     cut::MicroBatchLimit,
     dataset::{DataFile, Dataset, Example, Part},
+    deal::Deal,
     dense::{PadSide, pad_truncate},
     describe::{DescribeOptions, describe_batch},
     detokenize::detokenize_lm1b,
@@ -61,6 +65,7 @@ pub use crate::{
     progress::{Amounts, Progress},
     prompts::PromptBatch,
     random::{Purpose, keyed_rng, shuffle, uniform_below},
+    repack::Repacker,
     schedule::{Schedule, Steps},
     source::{Location, Sources, StoreConfig},
     spans::SpanDrops,

@@ -13,6 +13,7 @@ use crate::{
     pool::BatchPool,
     prefetch::{Next, Prefetch, Stop},
     read_ahead::ReadAhead,
+    repack::Repacker,
     schedule::{Schedule, Steps},
 };
 
@@ -72,6 +73,7 @@ pub struct LoaderFigures {
 pub struct TrainLoader {
     items: Prefetch<StepBatch>,
     ahead: ReadAhead,
+    repacker: Repacker,
     /// The steps that were not taken yet.
     steps: Steps,
     /// Whether nothing can be taken any more.
@@ -99,12 +101,13 @@ impl TrainLoader {
         let rows = move |step| announced.plan.keys(&announced.order, step).map(|key| key.row).collect();
         let ahead = ReadAhead::spawn(dataset, steps.clone(), options.read_ahead_steps, rows)?;
         let (tickets, pool) = (ahead.tickets(), options.pool);
+        let repacker = Repacker::new(stream.plan.limit(), pool.clone());
         let make = move |step: Range<u64>, stop: &Stop<'_>| {
             tickets.wait();
             stream.make(step, &pool, stop)
         };
         let items = Prefetch::spawn(options.threads, options.prefetch_steps, steps.clone(), make)?;
-        Ok(Self { items, ahead, steps, stopped: false })
+        Ok(Self { items, ahead, repacker, steps, stopped: false })
     }
 
     /// The next step, or none after the last one; waits until it is ready.
@@ -142,6 +145,11 @@ impl TrainLoader {
         };
         self.stopped = !matches!(step, Ok(Next::Item(_)));
         step
+    }
+
+    /// Packs steps as the loader does.
+    pub fn repacker(&self) -> &Repacker {
+        &self.repacker
     }
 
     /// How far the loader is ahead at this moment.

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use crate::program::{
     Signal, checkpoint_steps, children, json_lines, kill, last_step, mpirun, ranks, run, start, tiny_star,
     wait, wait_until, worker,
@@ -47,6 +49,10 @@ fn a_loss_that_is_not_finite_ends_the_run_before_anything_is_spoilt() {
         let rows = |rank: usize| json_lines(&dump.join(format!("rank-{rank}.jsonl")));
         let rows: Vec<_> = (0..world_size).flat_map(rows).collect();
         assert_eq!(rows.len(), 8, "the whole batch, whoever had it");
+        let replay = ["replay", "--json", "--step", &dumped.to_string(), "--run-dir"];
+        let replayed = run(worker().args(replay).arg(folder.path())).expect(0).stdout;
+        let replayed = replayed.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        assert_eq!(replayed.collect::<Vec<_>>(), rows, "who had which row is known later");
         assert!(dump.join("rank-0.txt").exists());
     }
 }

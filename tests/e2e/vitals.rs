@@ -65,7 +65,7 @@ fn a_stopped_rank_is_named_with_its_step_and_collective_and_the_run_is_restarted
 
     let log = fs::read_to_string(disturbed.join("logs/rank-0.log")).expect("a log");
     assert!(log.contains("rank 0: phase train") && log.contains("waiting for other ranks"), "{log}");
-    assert!(log.contains(" (step.rs:") && log.contains("ilm-exchange ("), "threads and functions: {log}");
+    assert!(log.contains(" (steps.rs:") && log.contains("ilm-exchange ("), "threads and functions: {log}");
     let bits = checkpoint_bits(&disturbed, STEPS);
     assert!(checkpoint_bits(&reference_dir, STEPS) == bits, "the final states differ");
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use data_pipeline::{
-    BatchPool, Dataset, LoaderOptions, PlainMemory, Split, StepBatch, Tokenizer, TrainLoader, TrainStream,
+    BatchPool, Dataset, LoaderOptions, MicroBatchLimit, PlainMemory, Repacker, Split, StepBatch, Tokenizer,
+    TrainLoader, TrainStream,
 };
 
 use super::BenchError;
@@ -95,19 +96,27 @@ impl Case {
         Ok(Self { name: name.to_owned(), experiment, assembly, dataset })
     }
 
-    /// The first `steps` steps of training as one rank sees them.
+    /// Packs steps as training does.
+    pub fn repacker(&self) -> Repacker {
+        Repacker::new(self.limit(), BatchPool::new(Arc::new(PlainMemory), 64))
+    }
+
+    fn limit(&self) -> MicroBatchLimit {
+        validate::micro_batch_limit(&self.experiment, self.experiment.trainer.max_tokens_per_micro_batch)
+    }
+
+    /// The first `steps` steps of training as one rank reads them.
     ///
     /// # Errors
     /// Rows that cannot be read; more ranks than lanes.
     pub fn batches(&self, steps: usize, rank: usize, world_size: usize) -> anyhow::Result<Vec<StepBatch>> {
-        let Experiment { data, global_batch_size, seed, trainer, .. } = &self.experiment;
-        let limit = validate::micro_batch_limit(&self.experiment, trainer.max_tokens_per_micro_batch);
+        let Experiment { data, global_batch_size, seed, .. } = &self.experiment;
         let stream = TrainStream {
             dataset: Arc::clone(&self.dataset),
             collator: self.assembly.collator(&self.experiment)?,
             order: data.order(self.dataset.as_ref(), *seed)?,
             schedule: data.schedule(*global_batch_size, self.dataset.len())?,
-            plan: validate::batch_plan(&self.experiment, limit, rank, world_size)?,
+            plan: validate::batch_plan(&self.experiment, self.limit(), rank, world_size)?,
         };
         let options = LoaderOptions {
             threads: 1,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use data_pipeline::StepBatch;
+use data_pipeline::{Repacker, StepBatch};
 use serde::Serialize;
 use tch::Device;
 
@@ -13,7 +13,7 @@ use super::work::Work;
 use super::{Bench, Samples};
 use crate::comm::{Collectives, ReduceOp};
 use crate::device::RankDevice;
-use crate::train::{RankFlags, Reducer, TrainState, division, train_step};
+use crate::train::{RankFlags, Reducer, TrainState, balance_ranks, division, train_step};
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -35,7 +35,7 @@ struct Line<'a> {
     peak_rss_mib: f64,
 }
 
-/// Measures the steps of a case: forward, backward, reduction, clipping, AdamW.
+/// Measures the steps of a case: swapping rows, forward, backward, reduction, clipping, AdamW.
 ///
 /// # Errors
 /// Whatever a step fails with.
@@ -43,12 +43,13 @@ pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     let batches = bench.batches(case)?;
     let mine = Work::of(&batches);
     let (mut state, mut reducer) = start(bench, case)?;
-    pass(&mut state, case, bench.comm, &mut reducer, &batches)?; // warms up
+    let repacker = case.repacker();
+    pass(&mut state, case, bench.comm, &mut reducer, &batches, &repacker)?; // warms up
     let peak_rss_mib = peak_rss_mib();
     let mut products = Products::new(state.model.shape(), &mine)?;
     let mut seconds = Samples::default();
     bench.rounds(|comm| {
-        seconds.push(pass(&mut state, case, comm, &mut reducer, &batches)?);
+        seconds.push(pass(&mut state, case, comm, &mut reducer, &batches, &repacker)?);
         products.round()
     })?;
 
@@ -95,11 +96,13 @@ fn pass(
     comm: &mut dyn Collectives,
     reducer: &mut Reducer,
     batches: &[StepBatch],
+    repacker: &Repacker,
 ) -> anyhow::Result<f64> {
     comm.barrier("bench pass")?;
     let start = Instant::now();
     for batch in batches {
-        train_step(state, &case.experiment, comm, reducer, batch, RankFlags::default())?;
+        let batch = balance_ranks(comm, &case.experiment.trainer, repacker, batch.clone())?;
+        train_step(state, &case.experiment, comm, reducer, &batch, RankFlags::default())?;
     }
     Ok(start.elapsed().as_secs_f64() / batches.len().max(1) as f64)
 }

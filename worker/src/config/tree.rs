@@ -181,6 +181,8 @@ pub struct TrainerConfig {
     pub collective_timeout_secs: u64,
     /// Signals that ask to save and stop; others do what they usually do. `ilm-launch` sends USR1.
     pub stop_signals: Vec<StopSignal>,
+    /// Whether ranks swap rows of a step until all have about as many visible tokens.
+    pub balance_ranks: bool,
     /// Whether gradients travel between ranks while backward computes the next ones.
     pub overlap_reduction: bool,
     /// Size of the pieces in which gradients travel, in MiB.
@@ -201,6 +203,11 @@ impl TrainerConfig {
     pub fn shards_optimizer(&self, world_size: usize) -> bool {
         world_size > 1 && self.shard_optimizer.unwrap_or(true)
     }
+
+    /// Whether `world_size` ranks swap rows.
+    pub fn balances_ranks(&self, world_size: usize) -> bool {
+        world_size > 1 && self.balance_ranks
+    }
 }
 
 impl Default for TrainerConfig {
@@ -218,6 +225,7 @@ impl Default for TrainerConfig {
             threads: None,
             collective_timeout_secs: 600,
             stop_signals: StopSignal::USUAL.into(),
+            balance_ranks: true,
             overlap_reduction: true,
             reduce_bucket_mib: 25,
             shard_optimizer: None,

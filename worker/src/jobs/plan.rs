@@ -1,5 +1,6 @@
 //! `ilm-worker plan`: what a run would do on hardware that is only described.
 
+use anyhow::Context;
 use data_pipeline::{Dataset, Split};
 use ilm_model::{ModelShape, ParamLayout};
 use serde_json::json;
@@ -16,9 +17,18 @@ const LOOKED_AT: usize = 4096;
 /// What is known of the data, and from where.
 struct Data {
     rows: RowMoments,
+    looked_at: Vec<Row>,
     vocabulary: i64,
     padding: i64,
     source: String,
+}
+
+impl Data {
+    fn new(looked_at: Vec<Row>, vocabulary: i64, padding: i64, source: String) -> anyhow::Result<Self> {
+        let rows = RowMoments::of(looked_at.iter().copied());
+        let rows = rows.context("every row that was looked at is skipped as bad")?;
+        Ok(Self { rows, looked_at, vocabulary, padding, source })
+    }
 }
 
 /// Prints the plan.
@@ -41,7 +51,8 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<i32> {
         recompute: experiment.trainer.recompute,
     };
     let layout = ParamLayout::new(&shape)?;
-    let subject = Subject { experiment, shape: &shape, layout: &layout, rows: data.rows };
+    let subject =
+        Subject { experiment, shape: &shape, layout: &layout, rows: data.rows, looked_at: &data.looked_at };
     let predict = |&gpus: &u64| Prediction::new(&subject, &hardware, gpus);
     let predictions: Vec<Prediction> = args.gpus.iter().map(predict).collect();
     if args.json {
@@ -78,39 +89,27 @@ fn heading(args: &PlanArgs, resolved: &Resolved, hardware: &str, data: &Data, pa
 fn look_at_data(args: &PlanArgs, experiment: &Experiment) -> anyhow::Result<Data> {
     let is_star = experiment.data.task == data_pipeline::Task::Star;
     if !is_star && experiment.data.tokenizer.is_none() {
-        return Ok(Data {
-            rows: assumed(args, experiment),
-            vocabulary: i64::from(args.vocab_size),
-            padding: 0,
-            source: format!("assumed, median {}", args.median_tokens),
-        });
+        return assumed(args, experiment, i64::from(args.vocab_size), 0);
     }
     let assembly = Assembly::open(experiment)?;
     let (vocabulary, padding) =
         (assembly.tokenizer.vocab_size() as i64, i64::from(assembly.tokenizer.special().pad));
     if !Assembly::has_split(experiment, Split::Train) {
-        let source = format!("assumed, median {}", args.median_tokens);
-        return Ok(Data { rows: assumed(args, experiment), vocabulary, padding, source });
+        return assumed(args, experiment, vocabulary, padding);
     }
     let dataset = assembly.open_split(experiment, Split::Train)?;
-    let (rows, looked_at) = look_at_rows(experiment, dataset.as_ref())?;
-    Ok(Data { rows, vocabulary, padding, source: format!("of {looked_at} rows of the data") })
+    let looked_at = look_at_rows(experiment, dataset.as_ref())?;
+    let source = format!("of {} rows of the data", looked_at.len());
+    Data::new(looked_at, vocabulary, padding, source)
 }
 
-fn assumed(args: &PlanArgs, experiment: &Experiment) -> RowMoments {
-    let median = f64::from(args.median_tokens);
-    let rows = assumed_rows(median, experiment.block_size, LOOKED_AT);
-    // There are rows to look at, so there are moments.
-    RowMoments::of(rows).unwrap_or(RowMoments {
-        source: 2.0,
-        visible: 2.0,
-        visible_squared: 4.0,
-        longest: 2.0,
-    })
+fn assumed(args: &PlanArgs, experiment: &Experiment, vocabulary: i64, padding: i64) -> anyhow::Result<Data> {
+    let rows = assumed_rows(f64::from(args.median_tokens), experiment.block_size, LOOKED_AT);
+    Data::new(rows.collect(), vocabulary, padding, format!("assumed, median {}", args.median_tokens))
 }
 
-/// Evenly spread rows, cut to the blocks as training cuts them; and how many there are.
-fn look_at_rows(experiment: &Experiment, dataset: &dyn Dataset) -> anyhow::Result<(RowMoments, usize)> {
+/// Evenly spread rows, cut to the blocks as training cuts them.
+fn look_at_rows(experiment: &Experiment, dataset: &dyn Dataset) -> anyhow::Result<Vec<Row>> {
     let room = experiment.row_length().saturating_sub(2);
     let count = dataset.len().min(LOOKED_AT as u64);
     let mut rows = Vec::new();
@@ -121,8 +120,5 @@ fn look_at_rows(experiment: &Experiment, dataset: &dyn Dataset) -> anyhow::Resul
             rows.push(Row { prompt, tokens: example.tokens.len().min(room - prompt) });
         }
     }
-    let looked_at = rows.len();
-    let moments = RowMoments::of(rows);
-    let moments = moments.ok_or_else(|| anyhow::anyhow!("every row that was looked at is skipped as bad"))?;
-    Ok((moments, looked_at))
+    Ok(rows)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use checkpoints::Store;
-use data_pipeline::{Dataset, Split, StepBatch};
+use data_pipeline::{BatchPool, Dataset, PlainMemory, Repacker, Split, StepBatch};
 
 use super::recorded;
 use super::rows::RankBatch;
@@ -72,8 +72,7 @@ impl Replay<'_> {
         }
         let mut samples = 0_u64;
         let mut shown = false;
-        for rank in 0..cut.ranks {
-            let batch = self.batch(cut, rank)?;
+        for (rank, batch) in self.batches(cut)?.into_iter().enumerate() {
             samples = samples.wrapping_add(samples_hash(&batch.micro_batches));
             let is_wanted = only.is_none_or(|only| only == rank);
             shown |= is_wanted && micro_batch.is_none_or(|index| index < batch.micro_batches.len());
@@ -87,7 +86,18 @@ impl Replay<'_> {
         Ok(self.compare(samples))
     }
 
-    /// The part of one rank.
+    /// What every rank computed.
+    fn batches(&self, cut: Cut) -> anyhow::Result<Vec<StepBatch>> {
+        let read: Vec<_> = (0..cut.ranks).map(|rank| self.batch(cut, rank)).collect::<Result<_, _>>()?;
+        if !self.config.trainer.balances_ranks(cut.ranks) {
+            return Ok(read);
+        }
+        let limit = validate::micro_batch_limit(&self.config, cut.tokens);
+        let repacker = Repacker::new(limit, BatchPool::new(Arc::new(PlainMemory), 0));
+        Ok(repacker.deal_all(read)?)
+    }
+
+    /// The part of the global batch that a rank read.
     fn batch(&self, cut: Cut, rank: usize) -> anyhow::Result<StepBatch> {
         let config = &self.config;
         let data = TrainingData { config, assembly: &self.assembly, dataset: &self.dataset };

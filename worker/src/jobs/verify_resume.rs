@@ -16,8 +16,8 @@ use crate::comm::{Collectives, LaunchEnv, connect};
 use crate::config::{self, Resolved, validate};
 use crate::run_dir::RunDir;
 use crate::train::{
-    RankFlags, Reducer, StepDigest, check_model, check_run, checkpoint_layout, digest_step, find_checkpoint,
-    recorded_tokens, train_step,
+    RankFlags, Reducer, StepDigest, balance_ranks, check_model, check_run, checkpoint_layout, digest_step,
+    find_checkpoint, recorded_tokens, train_step,
 };
 use crate::{exit, say, telemetry};
 
@@ -110,6 +110,7 @@ impl Verification<'_> {
         let mut steps = Vec::new();
         while (steps.len() as u64) < self.args.steps && state.step < config.trainer.max_steps {
             let Some(batch) = loader.next()? else { break };
+            let batch = balance_ranks(comm, &config.trainer, loader.repacker(), batch)?;
             let figures = train_step(&mut state, config, comm, &mut reducer, &batch, RankFlags::default())?;
             steps.push(digest_step(&mut state, comm, config, &batch, &figures)?);
         }

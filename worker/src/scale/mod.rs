@@ -1,6 +1,7 @@
 //! Sizes, times and limits by arithmetic: what fits into memory, and what a run would do on hardware that is only described.
 
 mod communication;
+mod fullest;
 mod hardware;
 mod limits;
 mod memory;

@@ -4,10 +4,11 @@ use ilm_model::{ModelShape, ParamLayout, Precision, Recompute, activation_bytes_
 use serde::Serialize;
 
 use super::communication::Group;
+use super::fullest::Spread;
 use super::hardware::Hardware;
 use super::limits::{self, Limit};
 use super::memory::{Resident, Sizes, TokenBudget};
-use super::rows::RowMoments;
+use super::rows::{Row, RowMoments};
 use super::work::{Work, kernels, optimizer_traffic};
 use crate::config::Experiment;
 
@@ -24,6 +25,8 @@ pub struct Subject<'a> {
     pub layout: &'a ParamLayout,
     /// Its rows.
     pub rows: RowMoments,
+    /// Some of them, which stand for all.
+    pub looked_at: &'a [Row],
 }
 
 /// A step on so many GPUs.
@@ -119,11 +122,16 @@ pub struct Checkpoint {
 impl Prediction {
     /// Of `gpus` GPUs (at least one).
     pub fn new(subject: &Subject, hardware: &Hardware, gpus: u64) -> Self {
-        let Subject { experiment, shape, layout, rows } = subject;
-        let ranks = gpus as f64;
-        let rows_of_gpu = experiment.global_batch_size as f64 / ranks;
+        let Subject { experiment, shape, layout, rows, looked_at } = *subject;
+        let rows_of_gpu = experiment.global_batch_size as f64 / gpus as f64;
         let tokens = rows_of_gpu * rows.visible;
-        let fullest_tokens = rows.fullest(rows_of_gpu, ranks);
+        let spread = Spread {
+            rows: looked_at,
+            global_batch: experiment.global_batch_size as u64,
+            ranks: gpus,
+            balanced: experiment.trainer.balance_ranks,
+        };
+        let fullest_tokens = tokens * spread.fullest();
         let sizes = Sizes {
             elements: layout.len() as u64,
             vocabulary: shape.num_embeddings.unsigned_abs(),
@@ -134,10 +142,10 @@ impl Prediction {
         let most_rows = experiment.per_device_batch_size.unwrap_or(usize::MAX) as f64;
         let micro_batches = (tokens / most_tokens).ceil().max((rows_of_gpu / most_rows).ceil());
         let exchange = exchange(subject, hardware, gpus);
-        let seconds = seconds(subject, hardware, gpus, micro_batches, &exchange);
+        let seconds = seconds(subject, hardware, gpus, micro_batches, fullest_tokens, &exchange);
         let step = seconds.step();
         let examples_per_s = experiment.global_batch_size as f64 / step;
-        let useful = Work::new(shape, rows, tokens).useful_flops;
+        let useful = Work::new(shape, &rows, tokens).useful_flops;
         let largest = (fullest_tokens / micro_batches).min(most_tokens.max(rows.longest));
         let mut prediction = Self {
             gpus,
@@ -194,9 +202,10 @@ fn seconds(
     hardware: &Hardware,
     gpus: u64,
     micro_batches: f64,
+    fullest_tokens: f64,
     exchange: &Exchange,
 ) -> Seconds {
-    let Subject { experiment, shape, layout, rows } = subject;
+    let Subject { experiment, shape, layout, rows, .. } = subject;
     let ranks = gpus as f64;
     let rows_of_gpu = experiment.global_batch_size as f64 / ranks;
     let tokens = rows_of_gpu * rows.visible;
@@ -208,7 +217,7 @@ fn seconds(
     let traffic = work.traffic / memory;
     let busy = gemm + attention + traffic;
     let launches = (micro_batches * kernels(shape) * hardware.compute.launch_s - busy).max(0.0);
-    let uneven = busy * (rows.fullest(rows_of_gpu, ranks) / tokens - 1.0);
+    let uneven = busy * (fullest_tokens / tokens - 1.0);
     // The embedding's gradient is the last to be final, so nothing hides its reduction.
     let embedding = layout.stages().last().map_or(0, |stage| stage.len()) as f64 * FP32;
     let group = Group::new(hardware, gpus);
@@ -308,7 +317,8 @@ mod tests {
         };
         let layout = ParamLayout::new(&shape).unwrap();
         let rows = RowMoments { source: 10.0, visible: 6.0, visible_squared: 36.0, longest: 10.0 };
-        let subject = Subject { experiment: &experiment, shape: &shape, layout: &layout, rows };
+        let looked_at = &[];
+        let subject = Subject { experiment: &experiment, shape: &shape, layout: &layout, rows, looked_at };
         (Prediction::new(&subject, &hardware, gpus), layout.len() as f64)
     }
 

@@ -7,7 +7,7 @@ pub const ASSUMED_MEDIAN: u32 = 520;
 const ASSUMED_SIGMA: f64 = 0.5;
 
 /// CLS and BOS are always visible.
-const SPECIAL: f64 = 2.0;
+pub(super) const SPECIAL: usize = 2;
 
 /// A row before anything is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl RowMoments {
         let mut count = 0.0;
         let mut sums = Self { source: 0.0, visible: 0.0, visible_squared: 0.0, longest: 0.0 };
         for row in rows {
-            let (base, n) = (SPECIAL + row.prompt as f64, row.tokens as f64);
+            let (base, n) = ((SPECIAL + row.prompt) as f64, row.tokens as f64);
             count += 1.0;
             sums.source += base + n;
             sums.visible += base + n / 2.0;
@@ -51,19 +51,11 @@ impl RowMoments {
             longest: sums.longest,
         })
     }
-
-    /// Expected visible tokens of the fullest of `ranks` ranks with `rows` rows each, as if sums of rows were normal (by Blom's
-    /// formula for the largest of several), and never more than rows of full length.
-    pub fn fullest(&self, rows: f64, ranks: f64) -> f64 {
-        let variance = (self.visible_squared - self.visible * self.visible).max(0.0);
-        let deviations = normal_quantile((ranks - 0.375) / (ranks + 0.25));
-        (rows * self.visible + deviations * (rows * variance).sqrt()).min(rows.max(1.0) * self.longest)
-    }
 }
 
 /// Texts of lognormal length with this median, cut to the block: the quantiles of `count` equal parts.
 pub fn assumed_rows(median: f64, block_size: usize, count: usize) -> impl Iterator<Item = Row> {
-    let room = block_size.saturating_sub(SPECIAL as usize);
+    let room = block_size.saturating_sub(SPECIAL);
     (0..count).map(move |part| {
         let quantile = normal_quantile((part as f64 + 0.5) / count as f64);
         let tokens = (median * (ASSUMED_SIGMA * quantile).exp()).round() as usize;
@@ -99,15 +91,6 @@ mod tests {
         assert_eq!(moments.visible, (3.0 + 5.0) / 2.0);
         assert!((moments.visible_squared - ((4.0 + 9.0 + 16.0) / 3.0 + 25.0) / 2.0).abs() < 1e-12);
         assert_eq!(RowMoments::of([]), None);
-    }
-
-    #[test]
-    fn the_fullest_rank_has_more_but_no_more_than_full_rows() {
-        let moments = RowMoments { source: 0.0, visible: 10.0, visible_squared: 104.0, longest: 14.0 };
-        // Eight rows, each with a standard deviation of 2; the largest of two normal numbers is 0.56 above the mean.
-        assert!((moments.fullest(8.0, 1.0) - 80.0).abs() < 1e-6);
-        assert!((moments.fullest(8.0, 2.0) - (80.0 + 0.5642 * 32f64.sqrt())).abs() < 0.2);
-        assert_eq!(moments.fullest(1.0, 1e9), 14.0);
     }
 
     #[test]

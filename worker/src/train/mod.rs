@@ -1,5 +1,6 @@
 //! Training: the state of a run, one step of it, and its checkpoints.
 
+mod balance;
 mod digest;
 mod digest_step;
 mod division;
@@ -13,6 +14,7 @@ mod sections;
 mod state;
 mod step;
 
+pub use self::balance::balance_ranks;
 pub use self::digest::{Bits, RunDigest, StepDigest, samples_hash};
 pub use self::digest_step::digest_step;
 pub use self::division::Division;

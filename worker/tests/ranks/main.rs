@@ -1,5 +1,6 @@
 //! What several ranks do together: each test starts itself again under mpirun.
 
+mod balance;
 mod elastic;
 mod exchange;
 mod proof;

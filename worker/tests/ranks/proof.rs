@@ -19,20 +19,25 @@ use worker::train::{
 use crate::on_ranks;
 
 /// A rank in the middle of a run on star graphs.
-struct Rank {
+pub(crate) struct Rank {
     config: Experiment,
     reducer: Reducer,
     state: TrainState,
 }
 
-fn config(settings: &[&str]) -> Experiment {
+pub(crate) fn config(settings: &[&str]) -> Experiment {
     let small = ["model=rotary_tiny", "global_batch_size=8", "per_device_batch_size=2", "optimizer.lr=1e-3"];
     let settings: Vec<String> = small.iter().chain(settings).map(ToString::to_string).collect();
     config::load("star_easy_ilm", &settings, None).expect("settings").experiment
 }
 
 /// This rank's batches of the first steps.
-fn batches(config: &Experiment, assembly: &Assembly, comm: &dyn Collectives, steps: usize) -> Vec<StepBatch> {
+pub(crate) fn batches(
+    config: &Experiment,
+    assembly: &Assembly,
+    comm: &dyn Collectives,
+    steps: usize,
+) -> Vec<StepBatch> {
     let dataset = assembly.open_split(config, Split::Train).expect("graphs");
     let limit = MicroBatchLimit { rows: 2, visible_tokens: None };
     let lanes = config.data.canonical_lanes;
@@ -50,7 +55,7 @@ fn batches(config: &Experiment, assembly: &Assembly, comm: &dyn Collectives, ste
 }
 
 impl Rank {
-    fn new(config: &Experiment, assembly: &Assembly, comm: &mut dyn Collectives) -> Self {
+    pub(crate) fn new(config: &Experiment, assembly: &Assembly, comm: &mut dyn Collectives) -> Self {
         let device = RankDevice::processor();
         let model = assembly.build_model(config, device.device()).expect("a model");
         let division = division(&config.trainer, model.arena(), comm.rank(), comm.world_size());
@@ -61,7 +66,7 @@ impl Rank {
         Self { config: config.clone(), reducer: reducer.expect("a reducer"), state }
     }
 
-    fn step(
+    pub(crate) fn step(
         &mut self,
         comm: &mut dyn Collectives,
         batch: &StepBatch,

@@ -16,7 +16,9 @@ use crate::run_dir::JsonLines;
 use crate::say;
 use crate::signals::LEAD_VARIABLE;
 use crate::telemetry::{self, Progress, StepRecord};
-use crate::train::{NonFinite, RankFlags, Reducer, Saver, StepFigures, TrainState, digest_step, train_step};
+use crate::train::{
+    NonFinite, RankFlags, Reducer, Saver, StepFigures, TrainState, balance_ranks, digest_step, train_step,
+};
 use crate::vitals::{self, Phase};
 
 /// The steps of one start of a run.
@@ -43,11 +45,13 @@ impl Steps<'_, '_> {
         while state.step < config.trainer.max_steps {
             let started = Instant::now();
             let Some(batch) = self.next_batch(&mut loader, state)? else { break };
+            let data_wait = started.elapsed();
+            let batch = balance_ranks(self.comm, &config.trainer, loader.repacker(), batch)?;
             if state.step == first_step {
                 self.print_first(&batch);
             }
             let flags = RankFlags {
-                data_wait: started.elapsed(),
+                data_wait,
                 ready_steps: loader.figures().ready_steps,
                 stop: Some(&self.run.stop),
                 saving: self.saver.is_busy(),
