@@ -20,8 +20,8 @@ pub struct Arena {
     grads: Flat<f32>,
     /// The parameters rounded, if products are in bf16.
     rounded: Option<Flat<bf16>>,
-    /// Whether parameters have changed since they were rounded.
-    stale: Cell<bool>,
+    /// Parameters from here on have changed since they were rounded.
+    stale_from: Cell<usize>,
     /// How often gradients have been cleared.
     clearings: Arc<AtomicU64>,
 }
@@ -71,7 +71,7 @@ impl Arena {
             grads: Flat::zeros(len, device)?,
             rounded,
             layout,
-            stale: Cell::new(false),
+            stale_from: Cell::new(usize::MAX),
             clearings: Arc::default(),
         })
     }
@@ -93,7 +93,7 @@ impl Arena {
 
     /// All parameters, to be changed.
     pub fn flat_params_mut(&mut self) -> &mut Flat<f32> {
-        self.stale.set(true);
+        self.stale_from.set(0);
         &mut self.params
     }
 
@@ -168,11 +168,15 @@ impl Arena {
 
     /// Rounds the parameters anew if one has changed; to be called before products are taken.
     pub(crate) fn refresh(&self) -> Result<()> {
-        if let Some(rounded) = self.rounded.as_ref().filter(|_| self.stale.get()) {
-            let all = 0..self.layout.len();
-            rounded.view(all.clone())?.f_copy_(&self.params.view(all)?)?;
-        }
-        self.stale.set(false);
+        self.refresh_to(self.layout.len())
+    }
+
+    /// The same for those below `end`, where others may still be on their way.
+    pub(crate) fn refresh_to(&self, end: usize) -> Result<()> {
+        let start = self.stale_from.get();
+        let Some(rounded) = self.rounded.as_ref().filter(|_| start < end) else { return Ok(()) };
+        rounded.view(start..end)?.f_copy_(&self.params.view(start..end)?)?;
+        self.stale_from.set(if end < self.layout.len() { end } else { usize::MAX });
         Ok(())
     }
 

@@ -85,6 +85,13 @@ impl<T: Element> Flat<T> {
         self.on_host().then(|| unsafe { std::slice::from_raw_parts_mut(self.address(), self.len) })
     }
 
+    /// The elements of `range`, if they are in host memory and in use. Others may change the rest meanwhile.
+    pub fn host_range(&self, range: Range<usize>) -> Option<&[T]> {
+        let fits = self.on_host() && range.start <= range.end && range.end <= self.len;
+        // SAFETY: as in `host`; only these elements are borrowed.
+        fits.then(|| unsafe { std::slice::from_raw_parts(self.address().add(range.start), range.len()) })
+    }
+
     /// The elements of `range`, to be changed, if they are in host memory and in use. Others may use the rest meanwhile.
     pub fn host_range_mut(&mut self, range: Range<usize>) -> Option<&mut [T]> {
         let fits = self.on_host() && range.start <= range.end && range.end <= self.len;
@@ -157,7 +164,8 @@ mod tests {
         assert_eq!(out, [1.0, 7.0, 3.0]);
         assert_eq!(flat.host().unwrap()[9..14], [0.0, 1.0, 7.0, 3.0, 0.0]);
         assert_eq!(flat.host_range_mut(10..12).unwrap(), [1.0, 7.0]);
-        assert!(flat.host_range_mut(99..101).is_none());
+        assert_eq!(flat.host_range(10..12).unwrap(), [1.0, 7.0]);
+        assert!(flat.host_range_mut(99..101).is_none() && flat.host_range(99..101).is_none());
         assert!(flat.write(0..2, &[1.0]).is_err() && flat.read(0..2, &mut out).is_err());
     }
 

@@ -54,6 +54,6 @@ pub use head::expected_length;
 pub use layout::{ALIGNMENT, ParamEntry, ParamLayout};
 pub use measure::{LinearMap, Rows};
 pub use model::Model;
-pub use objective::LossParts;
+pub use objective::{LossParts, Traffic};
 pub use predict::{HistoryEntry, Insertion, Prediction, Predictor, Prompt, SpecialIds};
 pub use round::round;

@@ -58,11 +58,26 @@ struct Classes {
     grads: Vec<Vec<f64>>,
 }
 
+/// Whoever exchanges ranges of the arena with other ranks while a micro-batch is computed. A closure is one that waits for nothing.
+pub trait Traffic {
+    /// The parameters of a range are about to be used: returns when they are there. Ranges ascend and together are the whole
+    /// arena: the embedding, the blocks from the first to the last, what follows them.
+    fn needs(&mut self, _range: Range<usize>) {}
+
+    /// The gradients of a range have this micro-batch's whole contribution. Ranges are the same, in the opposite order.
+    fn is_final(&mut self, range: Range<usize>);
+}
+
+impl<F: FnMut(Range<usize>)> Traffic for F {
+    fn is_final(&mut self, range: Range<usize>) {
+        self(range);
+    }
+}
+
 impl Model {
     /// Losses of a micro-batch; adds `scale` times the gradient of their sum to the arena's gradients.
     ///
-    /// `on_ready` is called with a range of the arena as soon as it has this micro-batch's whole contribution: first what
-    /// follows the last block, then the blocks from the last to the first, then the embedding; together the whole arena.
+    /// `traffic` is told of every range of the arena before its parameters are used and as soon as its gradients are final.
     /// `dropout_seed` none turns dropout off; what is dropped depends on the seed and the batch's shape only. After an error
     /// the gradients hold part of the contribution and must be zeroed.
     ///
@@ -74,32 +89,37 @@ impl Model {
         loss: &LossConfig,
         scale: f64,
         dropout_seed: Option<u64>,
-        on_ready: &mut dyn FnMut(Range<usize>),
+        traffic: &mut dyn Traffic,
     ) -> Result<LossParts> {
         self.check(batch, loss)?;
         if batch.visible() == 0 {
             self.settle_grads()?;
-            self.stages.iter().cloned().for_each(on_ready);
+            self.stages.iter().for_each(|range| traffic.is_final(range.clone()));
             return Ok(LossParts::default());
         }
         let _guard = tch::no_grad_guard();
         if std::mem::take(&mut self.cleared) {
             self.arena_mut().clear_grads()?;
         }
-        let mut stages = self.stages.iter().cloned();
-        let mut stage_ready = || stages.next().map(&mut *on_ready).unwrap_or_default();
         let dropout =
             dropout_seed.map_or(Dropout::OFF, |seed| Dropout::new(self.shape().config.dropout, seed));
-        self.arena().refresh()?;
         let plan = self.plan(batch)?;
-        let encoded = self.backbone.encode(&plan, dropout, self.shape().recompute)?;
+        let mut stages = self.stages.iter().rev();
+        let mut on_need = || {
+            let Some(range) = stages.next() else { return Ok(()) };
+            traffic.needs(range.clone());
+            self.arena().refresh_to(range.end)
+        };
+        let encoded = self.backbone.encode(&plan, dropout, self.shape().recompute, &mut on_need)?;
 
         let targets = Targets::new(batch, &plan)?;
         let (ce, mut grad) = self.tokens_backward(&targets, &encoded.hidden, loss, scale)?;
         let head_dropout = dropout.site(self.backbone.blocks().len() as u64);
         let classes =
             self.head_backward(&plan, &targets, &encoded.hidden, &mut grad, loss, scale, head_dropout)?;
-        self.backbone.backward(encoded, grad, &mut stage_ready)?;
+        let mut stages = self.stages.iter();
+        let mut on_ready = || stages.next().map(|range| traffic.is_final(range.clone())).unwrap_or_default();
+        self.backbone.backward(encoded, grad, &mut on_ready)?;
         Ok(parts(&plan, &targets, &ce, classes))
     }
 

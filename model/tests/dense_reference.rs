@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::ops::Range;
+
 use std::collections::BTreeMap;
 
 use common::{Packed, floats, relative_error, small_shape};
@@ -154,7 +156,8 @@ fn check(shape: ModelShape, packed: &Packed, config: &LossConfig) {
     expected.backward();
 
     let scale = 1.0 / packed.cls.len() as f64;
-    let parts = model.forward_backward(&packed.batch(), config, scale, None, &mut |_| {}).unwrap();
+    let parts =
+        model.forward_backward(&packed.batch(), config, scale, None, &mut |_: Range<usize>| {}).unwrap();
     let found = parts.loss_sum() * scale;
     assert!((found - expected.double_value(&[])).abs() < 1e-5, "{found} instead of {expected:?}");
     for entry in &entries {

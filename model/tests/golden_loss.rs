@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::ops::Range;
+
 use common::{Golden, Packed, assert_close, manifest, model_of, relative_error};
 use ilm_model::{LengthLoss, LossConfig, Model};
 
@@ -58,7 +60,8 @@ fn check(file: &str) {
     let packed = batch_of(&golden);
     let mut model = model_of(case["model_file"].as_str().unwrap());
     let scale = 1.0 / packed.cls.len() as f64;
-    let parts = model.forward_backward(&packed.batch(), &loss, scale, None, &mut |_| {}).unwrap();
+    let parts =
+        model.forward_backward(&packed.batch(), &loss, scale, None, &mut |_: Range<usize>| {}).unwrap();
 
     let as_f32 = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<f32>>();
     assert_close("ce", &as_f32(&parts.ce), golden.floats("out.per_example_ce"), 1e-5, 1e-5);
@@ -123,7 +126,7 @@ fn golden_grad_accumulation() {
     for file in ["loss_binary_plain.safetensors", "loss_binary_weighted_seq2seq.safetensors"] {
         let packed = batch_of(&Golden::open(file));
         let scale = 0.5 / packed.cls.len() as f64;
-        model.forward_backward(&packed.batch(), &loss, scale, None, &mut |_| {}).unwrap();
+        model.forward_backward(&packed.batch(), &loss, scale, None, &mut |_: Range<usize>| {}).unwrap();
     }
     check_grads(&model, &golden);
     let norm = model.arena().grads().iter().map(|&grad| f64::from(grad).powi(2)).sum::<f64>().sqrt();

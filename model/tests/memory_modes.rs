@@ -3,13 +3,16 @@
 
 mod common;
 
+use std::ops::Range;
+
 use common::{Packed, assert_close, relative_error, small_shape, small_shape_of};
 use ilm_model::{LengthLoss, LossConfig, LossParts, Model, ModelClass, ModelShape, Precision, Recompute};
 
 /// Losses and gradients of one batch.
 fn run(shape: ModelShape, packed: &Packed, loss: &LossConfig, seed: Option<u64>) -> (LossParts, Vec<f32>) {
     let mut model = Model::new(shape, 3).unwrap();
-    let parts = model.forward_backward(&packed.batch(), loss, 0.125, seed, &mut |_| {}).unwrap();
+    let parts =
+        model.forward_backward(&packed.batch(), loss, 0.125, seed, &mut |_: Range<usize>| {}).unwrap();
     (parts, model.arena().grads().to_vec())
 }
 

@@ -3,10 +3,12 @@
 
 mod common;
 
+use std::ops::Range;
+
 use common::{Packed, assert_close, floats, relative_error, small_shape, small_shape_of};
 use ilm_model::{
     AttentionMask, DenseBatch, Error, HeadKind, LengthLoss, LossConfig, LossParts, Model, ModelClass,
-    ModelShape, Precision,
+    ModelShape, Precision, Traffic,
 };
 use proptest::prelude::*;
 
@@ -33,7 +35,9 @@ fn run(model: &mut Model, batches: &[&Packed], seed: Option<u64>) -> (Vec<LossPa
     model.clear_grads();
     let parts = batches
         .iter()
-        .map(|packed| model.forward_backward(&packed.batch(), &loss, 0.125, seed, &mut |_| {}).unwrap())
+        .map(|packed| {
+            model.forward_backward(&packed.batch(), &loss, 0.125, seed, &mut |_: Range<usize>| {}).unwrap()
+        })
         .collect();
     (parts, model.arena().grads().to_vec())
 }
@@ -158,7 +162,7 @@ proptest! {
         let packed = Packed { row_ptr, tokens, positions, cls, tgt_ptr, tgt_ids, tgt_counts, source: vec![] };
         let mut model = model(0.1);
         // any outcome but a panic is fine; random arrays are hardly ever a batch
-        let _ = model.forward_backward(&packed.batch(), &LossConfig::default(), 1.0, Some(1), &mut |_| {});
+        let _ = model.forward_backward(&packed.batch(), &LossConfig::default(), 1.0, Some(1), &mut |_: Range<usize>| {});
         let _ = model.loss(&packed.batch(), &LossConfig::default());
         let _ = model.logits(&packed.batch());
     }
@@ -250,7 +254,9 @@ fn ranges_are_ready_in_order_and_final() {
     let start = model.arena().grads().as_ptr() as usize;
     let mut seen = Vec::new();
     model
-        .forward_backward(&packed.batch(), &LossConfig::default(), 1.0, Some(2), &mut |range| {
+        .forward_backward(&packed.batch(), &LossConfig::default(), 1.0, Some(2), &mut |range: Range<
+            usize,
+        >| {
             // SAFETY: libtorch's buffer outlives the call, and the model does not write while it calls back
             let grads =
                 unsafe { std::slice::from_raw_parts((start as *const f32).add(range.start), range.len()) };
@@ -264,13 +270,58 @@ fn ranges_are_ready_in_order_and_final() {
     }
 }
 
+/// Brings the parameters of a range when they are waited for.
+struct Arriving<'a> {
+    parameters: &'a [f32],
+    /// Address of the model's own.
+    target: usize,
+    seen: Vec<Range<usize>>,
+}
+
+impl Traffic for Arriving<'_> {
+    fn needs(&mut self, range: Range<usize>) {
+        // SAFETY: libtorch's buffer outlives the call, and the model does not read while it calls back
+        unsafe {
+            let target = (self.target as *mut f32).add(range.start);
+            target.copy_from_nonoverlapping(self.parameters[range.clone()].as_ptr(), range.len());
+        }
+        self.seen.push(range);
+    }
+
+    fn is_final(&mut self, _range: Range<usize>) {}
+}
+
+#[test]
+fn no_parameter_is_used_before_it_was_waited_for() {
+    let packed = Packed::synthetic(&[5, 8, 13], 19);
+    for (class, precision) in
+        ModelClass::ALL.into_iter().flat_map(|class| [(class, Precision::Fp32), (class, Precision::Bf16)])
+    {
+        let mut model = Model::new(ModelShape { precision, ..small_shape_of(class, 0.1) }, 3).unwrap();
+        let (expected, grads) = run(&mut model, &[&packed], Some(2));
+        let parameters = model.arena().params().to_vec();
+        model.arena_mut().params_mut().fill(f32::NAN);
+        let _ = model.logits(&packed.batch()).unwrap(); // rounds them
+        let target = model.arena_mut().params_mut().as_mut_ptr() as usize;
+        let mut traffic = Arriving { parameters: &parameters, target, seen: Vec::new() };
+        model.clear_grads();
+        let found = model.forward_backward(&packed.batch(), &loss_of(class), 0.125, Some(2), &mut traffic);
+        assert_eq!(found.unwrap(), expected[0], "{class:?} {precision:?}");
+        assert_eq!(model.arena().grads(), grads, "{class:?} {precision:?}");
+        let stages: Vec<_> = model.arena().layout().stages().into_iter().rev().collect();
+        assert_eq!(traffic.seen, stages);
+    }
+}
+
 #[test]
 fn empty_batches_and_rows_without_drops_are_fine() {
     let mut model = model(0.1);
     let empty = Packed { row_ptr: vec![0], tgt_ptr: vec![0], ..Packed::default() };
     let mut ranges = 0;
     let parts = model
-        .forward_backward(&empty.batch(), &LossConfig::default(), 1.0, Some(1), &mut |_| ranges += 1)
+        .forward_backward(&empty.batch(), &LossConfig::default(), 1.0, Some(1), &mut |_: Range<usize>| {
+            ranges += 1
+        })
         .unwrap();
     assert_eq!((parts.examples(), ranges), (0, model.arena().layout().stages().len()));
     assert_eq!(model.loss(&empty.batch(), &LossConfig::default()).unwrap().examples(), 0);

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::program::{
-    Finished, Signal, checkpoint_bits, figures, kill, last_step, mpirun, processes_with, program, run, start,
-    tiny_star, wait, wait_until,
+    Finished, Signal, checkpoint_bits, checkpoint_steps, figures, kill, last_step, mpirun, processes_with,
+    program, run, start, tiny_star, wait, wait_until,
 };
 
 const STEPS: u64 = 40;
@@ -64,7 +64,8 @@ fn a_run_whose_link_was_cut_goes_on_when_it_is_back() {
     // While the link is cut, every start is in vain.
     command.args(["--max-restarts", "100", "--restart-delay", "1", "--start-timeout", "5", "--"]);
     let child = start(command.args(training(&run_dir)));
-    wait_until("some steps", || last_step(&run_dir) >= 5);
+    // The start after the cut goes on from it.
+    wait_until("a checkpoint", || last_step(&run_dir) >= 5 && !checkpoint_steps(&run_dir).is_empty());
 
     // Stopped, so that the run cannot be over before the link is cut.
     let ranks = processes_with(&run_dir.display().to_string(), "ilm-worker");
@@ -85,4 +86,19 @@ fn a_run_whose_link_was_cut_goes_on_when_it_is_back() {
         "the final states differ"
     );
     assert_eq!(figures(&reference, "loss"), figures(&run_dir, "loss"));
+}
+
+#[test]
+fn pieces_go_over_tcp_at_once_unless_the_user_says_otherwise() {
+    const LIMIT: &str = "OMPI_MCA_btl_tcp_eager_limit";
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (set, found) in [(None, "1048576"), (Some("131072"), "131072")] {
+        let mut command = mpirun(2);
+        command.args(tiny_star(folder.path())).arg("--dry-run");
+        // Open MPI lists what the environment of a rank sets.
+        command.env("OMPI_MCA_mpi_show_mca_params", "enviro").envs(set.map(|bytes| (LIMIT, bytes)));
+        let Finished { stdout, stderr, .. } = run(&mut command).expect(0);
+        let told = format!("{stdout}{stderr}");
+        assert!(told.contains(&format!("btl_tcp_eager_limit={found} (environment)")), "{told}");
+    }
 }

@@ -56,6 +56,7 @@ fn one_rank() {
     let result = match case.as_str() {
         "sums" => sums(&mut *comm),
         "order" => order(&mut *comm),
+        "gathered" => gathered(&mut *comm),
         "exposed" => exposed(&mut *comm),
         "abandoned" => abandoned(&mut *comm),
         "real" => real(&mut *comm),
@@ -108,17 +109,43 @@ fn sums(comm: &mut dyn Collectives) -> anyhow::Result<()> {
 fn order(comm: &mut dyn Collectives) -> anyhow::Result<()> {
     let mut buffers = Buffers::new();
     let mut exchange = open(comm, &buffers, 60)?;
+    // SAFETY: the buffer is never freed.
+    unsafe { fill(buffers.0.grads, (comm.rank() + 1) as f32, 300)? };
+    exchange.begin("gradients", ExchangeOp::AllReduce, 0..LEN)?;
+    exchange.finish()?;
+    ensure!(buffers.grads().iter().all(|&sum| sum == 3.0), "the sum began too early");
+    Ok(())
+}
+
+/// What is computed behind `wait_for` finds the gathered parameters.
+fn gathered(comm: &mut dyn Collectives) -> anyhow::Result<()> {
+    let mut buffers = Buffers::new();
+    let mut exchange = open(comm, &buffers, 60)?;
+    exchange.begin("parameters", ExchangeOp::AllGather, 0..LEN)?;
+    ensure!(exchange.wait_for(LEN / 2..LEN)? == Duration::ZERO, "the GPU waits, not the host");
+    // SAFETY: the buffer is never freed, and it is used behind what was waited for.
+    unsafe { fill(buffers.0.params, 9.0, 0)? };
+    // Waits for all that is computed before it.
+    exchange.begin("gradients", ExchangeOp::AllReduce, 0..LEN)?;
+    exchange.finish()?;
+    ensure!(buffers.params().iter().all(|&value| value == 9.0), "computed before the parameters were there");
+    exchange.wait_for(0..LEN)?;
+    Ok(())
+}
+
+/// Has the stand-in's GPU write a buffer for some time.
+///
+/// # Safety
+/// The buffer has [`LEN`] elements and lives on.
+unsafe fn fill(buffer: *mut f32, value: f32, ms: i64) -> anyhow::Result<()> {
     let library = std::env::var_os("ILM_CUDART_LIBRARY").expect("the stand-in is named");
-    // SAFETY: the stand-in's function has this type, and the buffer is never freed.
+    // SAFETY: the stand-in's function has this type; the rest is the caller's promise.
     unsafe {
         let library = libloading::Library::new(library)?;
         let fill: libloading::Symbol<unsafe extern "C" fn(*mut f32, usize, f32, i64)> =
             library.get(c"standInFill")?;
-        fill(buffers.0.grads, LEN, (comm.rank() + 1) as f32, 300);
+        fill(buffer, LEN, value, ms);
     }
-    exchange.begin("gradients", ExchangeOp::AllReduce, 0..LEN)?;
-    exchange.finish()?;
-    ensure!(buffers.grads().iter().all(|&sum| sum == 3.0), "the sum began too early");
     Ok(())
 }
 
@@ -239,6 +266,14 @@ fn every_operation_waits_for_what_is_computed_before_it() {
     for calls in &calls {
         assert_eq!(calls, &expected);
     }
+}
+
+#[test]
+fn what_is_computed_behind_a_wait_finds_the_gathered_parameters() {
+    let (output, calls) = run("gathered", &[("ILM_STAND_IN_SLOW_MS", "500")]);
+    expect_ok(&output);
+    let gathered = |calls: &Vec<String>| calls.iter().filter(|call| *call == "wait compute").count();
+    assert!(calls.iter().all(|calls| gathered(calls) == 2), "one wait, one finish: {calls:?}");
 }
 
 #[test]

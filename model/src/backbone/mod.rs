@@ -71,21 +71,24 @@ pub(crate) fn embeddings(shape: &ModelShape) -> Vec<(&'static str, i64, Init)> {
 }
 
 impl dyn Backbone {
-    /// Forward with all that backward needs, or with what it can be computed from.
+    /// Forward with all that backward needs, or with what it can be computed from; `on_need` is called before the embedding, every
+    /// block, and what follows them.
     pub(crate) fn encode<'a>(
         &self,
         plan: &'a Plan,
         dropout: Dropout,
         recompute: Recompute,
+        on_need: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Encoded<'a>> {
         let flow = self.flow(plan, dropout)?;
         let mut tapes = Vec::with_capacity(self.blocks().len());
-        let open = self.run(&flow, |tape| {
+        let open = self.run(&flow, on_need, |tape| {
             tapes.push(match recompute {
                 Recompute::None => Tape::All(tape),
                 Recompute::Blocks => Tape::Input(tape.input().shallow_clone()),
             });
         })?;
+        on_need()?;
         let (hidden, last_norm) = self.close(open)?;
         Ok(Encoded { hidden, flow, tapes, last_norm })
     }
@@ -121,7 +124,7 @@ impl dyn Backbone {
     /// Hidden states [N, d] without dropout.
     pub(crate) fn hidden(&self, plan: &Plan) -> Result<Tensor> {
         let flow = self.flow(plan, Dropout::OFF)?;
-        let open = self.run(&flow, drop)?;
+        let open = self.run(&flow, &mut || Ok(()), drop)?;
         Ok(self.close(open)?.0)
     }
 
@@ -130,9 +133,16 @@ impl dyn Backbone {
     }
 
     /// Goes through all blocks.
-    fn run(&self, flow: &Flow, mut keep: impl FnMut(BlockTape)) -> Result<Open<'_>> {
+    fn run(
+        &self,
+        flow: &Flow,
+        on_need: &mut dyn FnMut() -> Result<()>,
+        mut keep: impl FnMut(BlockTape),
+    ) -> Result<Open<'_>> {
+        on_need()?;
         let mut open = Open { stream: self.embed(flow.plan, flow.dropout)?, branch: None };
         for block in self.blocks() {
+            on_need()?;
             let (next, tape) = block.forward(open, flow)?;
             open = next;
             keep(tape);

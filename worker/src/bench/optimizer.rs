@@ -72,5 +72,6 @@ fn update(state: &mut TrainState, reducer: &mut Reducer, case: &Case) -> anyhow:
     state.step += 1;
     let grad_scale = 1.0 / (1.0 + grad_norm);
     let update = Update { lr: 1e-4, step: state.step, grad_scale, average_weight: 0.0 };
-    update_parameters(state, &case.experiment, reducer, update)
+    update_parameters(state, &case.experiment, reducer, update)?;
+    Ok(reducer.finish_gather()?)
 }

@@ -104,5 +104,6 @@ fn pass(
         let batch = balance_ranks(comm, &case.experiment.trainer, repacker, batch.clone())?;
         train_step(state, &case.experiment, comm, reducer, &batch, RankFlags::default())?;
     }
+    reducer.finish_gather()?;
     Ok(start.elapsed().as_secs_f64() / batches.len().max(1) as f64)
 }

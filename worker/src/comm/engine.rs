@@ -31,7 +31,26 @@ const LOOKS: u32 = 64;
 /// What the calling thread asks for.
 pub(super) enum Order {
     Begin(Call, ExchangeOp, Range<usize>),
-    Finish,
+    Wait(Awaited),
+}
+
+/// What the calling thread waits for.
+pub(super) enum Awaited {
+    Everything,
+    /// What is gathered to that range.
+    Gathered(Range<usize>),
+}
+
+impl Awaited {
+    fn covers(&self, bucket: &Bucket) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Gathered(range) => {
+                let touches = bucket.range.start < range.end && range.start < bucket.range.end;
+                touches && bucket.op == ExchangeOp::AllGather
+            }
+        }
+    }
 }
 
 /// The thread's state.
@@ -90,19 +109,24 @@ impl Engine {
 
     /// Works until the other end is dropped and nothing is under way, or something fails.
     pub(super) fn run(mut self, orders: &Receiver<Order>, replies: &Sender<Result<(), CommError>>) {
-        let mut finishing = false;
+        let mut awaited: Option<Awaited> = None;
         let mut looks = 0;
         loop {
             let idle = self.buckets.is_empty();
-            if idle && std::mem::take(&mut finishing) && replies.send(Ok(())).is_err() {
-                return;
+            if let Some(wanted) = &awaited
+                && !self.buckets.iter().any(|bucket| wanted.covers(bucket))
+            {
+                awaited = None;
+                if replies.send(Ok(())).is_err() {
+                    return;
+                }
             }
             let order =
                 if idle { orders.recv().map_err(|_| TryRecvError::Disconnected) } else { orders.try_recv() };
             let worked = match order {
                 Ok(Order::Begin(call, op, range)) => self.begin(call, op, range).map(|()| true),
-                Ok(Order::Finish) => {
-                    finishing = true;
+                Ok(Order::Wait(wanted)) => {
+                    awaited = Some(wanted);
                     Ok(true)
                 }
                 Err(TryRecvError::Disconnected) if idle => return self.ring.free(),

@@ -51,11 +51,12 @@ impl FlatMemory {
 
 /// Exchanges parts of the flat buffers between ranks while the calling thread goes on computing.
 ///
-/// Whoever opens one promises that the buffers outlive it, and that between `begin` and the end of the next `finish` nobody
-/// touches the range in the buffer that the operation is about.
+/// Whoever opens one promises that the buffers outlive it, and that between `begin` and the end of the next `finish` (or
+/// `wait_for`, if that is about the operation) nobody touches the range in the buffer that the operation is about.
 pub trait Exchange {
     /// Begins an operation on `range`: a bucket, whose length is a multiple of 16 x world_size (of 16 for
-    /// [`ExchangeOp::AllReduce`]). Ranges of operations that are not finished do not overlap. All ranks begin the same
+    /// [`ExchangeOp::AllReduce`]). Ranges of operations on one buffer that are not finished do not
+    /// overlap. All ranks begin the same
     /// operations in the same order. What was computed before this call is seen by it.
     ///
     /// # Errors
@@ -67,6 +68,13 @@ pub trait Exchange {
     /// # Errors
     /// The first failure of anything that was begun, or ranks that began different operations.
     fn finish(&mut self) -> Result<Duration, CommError>;
+
+    /// Waits until every gathering that touches `range` is complete, for what this thread computes from then on; how long it stood
+    /// still for it. Other operations go on.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish); a failure may also show there only.
+    fn wait_for(&mut self, range: Range<usize>) -> Result<Duration, CommError>;
 
     /// Whether parameters that come from other ranks are rounded as they arrive, if they are to be rounded at all.
     fn rounds(&self) -> bool {
@@ -84,6 +92,10 @@ impl Exchange for Alone {
     }
 
     fn finish(&mut self) -> Result<Duration, CommError> {
+        Ok(Duration::ZERO)
+    }
+
+    fn wait_for(&mut self, _range: Range<usize>) -> Result<Duration, CommError> {
         Ok(Duration::ZERO)
     }
 }

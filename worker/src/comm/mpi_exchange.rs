@@ -1,7 +1,7 @@
 //! The exchange on host memory: a communication thread per rank, which alone speaks on a communicator of its own.
 //!
 //! Blocking collectives would spin and take the processor from the computation, so the thread polls and sleeps in between,
-//! until [`Exchange::finish`] says that nobody computes any more.
+//! while nobody waits for it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::engine::{Engine, Order};
+use super::engine::{Awaited, Engine, Order};
 use super::ring::Ring;
 use super::watchdog::Watchdog;
 use super::{CommError, Exchange, ExchangeOp, FlatMemory};
@@ -82,10 +82,24 @@ impl Exchange for MpiExchange {
     }
 
     fn finish(&mut self) -> Result<Duration, CommError> {
+        self.wait(Awaited::Everything)
+    }
+
+    fn wait_for(&mut self, range: Range<usize>) -> Result<Duration, CommError> {
+        self.wait(Awaited::Gathered(range))
+    }
+
+    fn rounds(&self) -> bool {
+        true
+    }
+}
+
+impl MpiExchange {
+    fn wait(&mut self, awaited: Awaited) -> Result<Duration, CommError> {
         let started = Instant::now();
         let _waits = vitals::wait_for_others();
         self.hurry.store(true, Ordering::Relaxed);
-        self.order(Order::Finish)?;
+        self.order(Order::Wait(awaited))?;
         let reply = self.replies.recv().map_err(|_| CommError::Closed)?;
         self.hurry.store(false, Ordering::Relaxed);
         if reply.is_err() {
@@ -93,10 +107,6 @@ impl Exchange for MpiExchange {
             self.orders = None;
         }
         reply.map(|()| started.elapsed())
-    }
-
-    fn rounds(&self) -> bool {
-        true
     }
 }
 

@@ -183,7 +183,8 @@ pub struct TrainerConfig {
     pub stop_signals: Vec<StopSignal>,
     /// Whether ranks swap rows of a step until all have about as many visible tokens.
     pub balance_ranks: bool,
-    /// Whether gradients travel between ranks while backward computes the next ones.
+    /// Whether gradients travel between ranks while backward computes the next ones, and updated parameters while the next forward
+    /// pass runs.
     pub overlap_reduction: bool,
     /// Size of the pieces in which gradients travel, in MiB.
     pub reduce_bucket_mib: usize,

@@ -112,8 +112,9 @@ impl Verification<'_> {
             let Some(batch) = loader.next()? else { break };
             let batch = balance_ranks(comm, &config.trainer, loader.repacker(), batch)?;
             let figures = train_step(&mut state, config, comm, &mut reducer, &batch, RankFlags::default())?;
-            steps.push(digest_step(&mut state, comm, config, &batch, &figures)?);
+            steps.push(digest_step(&mut state, comm, &mut reducer, config, &batch, &figures)?);
         }
+        reducer.finish_gather()?;
         Ok(steps)
     }
 

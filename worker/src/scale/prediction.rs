@@ -225,7 +225,11 @@ fn seconds(
     let passes = if sharded { 1.0 } else { 2.0 };
     let last = passes * group.seconds(hardware, embedding, buckets(experiment, embedding));
     let overlap = f64::from(u8::from(experiment.trainer.overlap_reduction));
-    let hidden = overlap * backward_share(shape) * (busy + launches) / micro_batches;
+    let [backward, forward] = [backward_share(shape), 1.0 - backward_share(shape)]
+        .map(|share| overlap * share * (busy + launches) / micro_batches);
+    // Nor the gathering of its parameters, which a forward pass begins with.
+    let first =
+        if sharded { group.seconds(hardware, embedding, buckets(experiment, embedding)) } else { 0.0 };
     let updated = layout.len() as f64 / if sharded { ranks } else { 1.0 };
     Seconds {
         gemm,
@@ -233,9 +237,9 @@ fn seconds(
         traffic,
         launches,
         uneven: uneven.max(0.0),
-        reduce: last + (exchange.reduce - last - hidden).max(0.0),
+        reduce: last + (exchange.reduce - last - backward).max(0.0),
         optimizer: optimizer_traffic(shape, updated, layout.len() as f64) / memory,
-        gather: exchange.gather,
+        gather: first + (exchange.gather - first - forward).max(0.0),
     }
 }
 
@@ -348,12 +352,14 @@ mod tests {
         assert_eq!(four.resident.optimizer as f64, 12.0 * parameters / 4.0);
         assert_eq!(four.exchange.sent, 2.0 * 4.0 * parameters * 0.75);
         let whole = 4.0 * parameters * 0.75 / 50.0 + 3.0;
-        assert_eq!((four.exchange.reduce, four.seconds.gather), (whole, whole));
+        assert_eq!((four.exchange.reduce, four.exchange.gather), (whole, whole));
         let busy = four.seconds.gemm + four.seconds.attention + four.seconds.traffic;
         // The embedding of 20 tokens of 16 features is a bucket of its own, which nothing hides.
         let last = 4.0 * 320.0 * 0.75 / 50.0 + 3.0;
         let hidden = (whole - last - busy * 2.0 / 3.0).max(0.0);
         assert!((four.seconds.reduce - last - hidden).abs() < 1e-9);
+        let hidden = (whole - last - busy / 3.0).max(0.0);
+        assert!((four.seconds.gather - last - hidden).abs() < 1e-9);
     }
 
     #[test]
@@ -366,6 +372,7 @@ mod tests {
         assert_eq!(replicated.seconds.optimizer, 4.0 * sharded.seconds.optimizer);
         let waiting = four(|trainer| trainer.overlap_reduction = false);
         assert_eq!(waiting.seconds.reduce, waiting.exchange.reduce);
+        assert_eq!(waiting.seconds.gather, waiting.exchange.gather);
     }
 
     #[test]

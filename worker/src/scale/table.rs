@@ -46,7 +46,7 @@ fn rows(predictions: &[Prediction]) -> Vec<(&'static str, Vec<String>)> {
         ("- waiting for the fullest GPU", |p| ms(p.seconds.uneven)),
         ("- reduction of gradients: exposed of all", |p| exposed(p.seconds.reduce, p.exchange.reduce)),
         ("- optimizer", |p| ms(p.seconds.optimizer)),
-        ("- all-gather of parameters", |p| ms(p.seconds.gather)),
+        ("- gathering of parameters: exposed of all", |p| exposed(p.seconds.gather, p.exchange.gather)),
         ("examples/s, visible tokens/s", |p| {
             format!("{}, {}", number(p.examples_per_s), number(p.tokens_per_s))
         }),

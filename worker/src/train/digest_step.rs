@@ -4,7 +4,7 @@ use anyhow::Context;
 use data_pipeline::StepBatch;
 
 use super::digest::{Bits, StepDigest};
-use super::{StepFigures, TrainState};
+use super::{Reducer, StepFigures, TrainState};
 use crate::comm::{Collectives, assert_equal};
 use crate::config::Experiment;
 
@@ -18,13 +18,18 @@ use crate::config::Experiment;
 pub fn digest_step(
     state: &mut TrainState,
     comm: &mut dyn Collectives,
+    reducer: &mut Reducer,
     config: &Experiment,
     batch: &StepBatch,
     figures: &StepFigures,
 ) -> anyhow::Result<StepDigest> {
     let step = state.step;
     let due = config.trainer.checksum_every_n_steps.is_some_and(|every| step.is_multiple_of(every));
-    let parameters = due.then(|| state.parameter_checksum()).transpose()?;
+    let mut checksum = || {
+        reducer.finish_gather()?;
+        state.parameter_checksum().map_err(anyhow::Error::from)
+    };
+    let parameters = due.then(&mut checksum).transpose()?;
     if let Some(checksum) = parameters {
         assert_equal(comm, "parameters", checksum).with_context(|| format!("after step {step}"))?;
     }

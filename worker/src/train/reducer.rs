@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use ilm_model::Arena;
+use ilm_model::{Arena, Traffic};
 
 use super::Division;
 use crate::comm::{BucketPlan, Collectives, CommError, Exchange, ExchangeOp, FlatMemory};
@@ -22,6 +22,8 @@ pub struct Reducer {
     final_from: usize,
     /// Buckets whose gradients are on their way.
     begun: usize,
+    /// Whether parameters may be on their way.
+    gathers: bool,
     failed: Option<CommError>,
     exposed: Duration,
 }
@@ -35,7 +37,7 @@ impl Reducer {
     /// # Safety
     /// The arena is on `device` and outlives the reducer. Nobody touches gradients between [`is_final`](Self::is_final) and
     /// [`finish_gradients`](Self::finish_gradients), nor parameters, rounded ones included, of other windows than the next between
-    /// [`begin_gather`](Self::begin_gather) and [`finish_gather`](Self::finish_gather).
+    /// [`begin_gather`](Self::begin_gather) and [`finish_gather`](Self::finish_gather), or [`Passing`] for what a forward pass needs.
     pub unsafe fn connect(
         device: &RankDevice,
         comm: &mut dyn Collectives,
@@ -63,14 +65,15 @@ impl Reducer {
             overlaps: trainer.overlap_reduction,
             final_from: usize::MAX,
             begun: 0,
+            gathers: false,
             failed: None,
             exposed: Duration::ZERO,
         }
     }
 
-    /// Where updates may be cut, in the order in which the parts should be updated.
+    /// Where updates may be cut, in the order in which the parts should be updated: that in which a forward pass needs them.
     pub fn windows(&self) -> Vec<Range<usize>> {
-        self.plan.buckets().iter().cloned().chain(Some(self.plan.shared())).collect()
+        Some(self.plan.shared()).into_iter().chain(self.plan.buckets().iter().rev().cloned()).collect()
     }
 
     /// Tells of gradients of the arena that are final on this rank: those that follow what was told of before, downwards.
@@ -106,6 +109,7 @@ impl Reducer {
         }
         self.exchange.begin("gradients", ExchangeOp::AllReduce, self.plan.shared())?;
         self.exposed += self.exchange.finish()?;
+        self.gathers = false;
         Ok(())
     }
 
@@ -117,15 +121,31 @@ impl Reducer {
         if !self.sharded || window == self.plan.shared() {
             return Ok(());
         }
+        self.gathers = true;
         self.exchange.begin("parameters", ExchangeOp::AllGather, window)
     }
 
-    /// Waits until all ranks have all parameters.
+    /// Waits until this rank has the parameters of a range of the arena. A failure shows when gradients are exchanged.
+    fn wait_for_parameters(&mut self, range: Range<usize>) {
+        if self.gathers && self.failed.is_none() {
+            match self.exchange.wait_for(range) {
+                Ok(stood_still) => self.exposed += stood_still,
+                Err(error) => self.failed = Some(error),
+            }
+        }
+    }
+
+    /// Whether the next forward pass may begin before all parameters have arrived.
+    pub fn overlaps(&self) -> bool {
+        self.overlaps
+    }
+
+    /// Waits until this rank has all parameters.
     ///
     /// # Errors
     /// If the exchange fails.
     pub fn finish_gather(&mut self) -> Result<(), CommError> {
-        if self.sharded {
+        if std::mem::take(&mut self.gathers) {
             self.exposed += self.exchange.finish()?;
         }
         Ok(())
@@ -139,6 +159,26 @@ impl Reducer {
     /// How long this rank stood still for others since the last call.
     pub fn take_exposed(&mut self) -> Duration {
         std::mem::take(&mut self.exposed)
+    }
+}
+
+/// A micro-batch as the exchange sees it.
+pub struct Passing<'a> {
+    /// Exchanges what is ready.
+    pub reducer: &'a mut Reducer,
+    /// Whether gradients are final behind it.
+    pub is_last: bool,
+}
+
+impl Traffic for Passing<'_> {
+    fn needs(&mut self, range: Range<usize>) {
+        self.reducer.wait_for_parameters(range);
+    }
+
+    fn is_final(&mut self, range: Range<usize>) {
+        if self.is_last {
+            self.reducer.is_final(range);
+        }
     }
 }
 

@@ -18,6 +18,10 @@ impl Exchange for Notes {
     fn finish(&mut self) -> Result<Duration, CommError> {
         Ok(Duration::from_secs(1))
     }
+
+    fn wait_for(&mut self, _range: Range<usize>) -> Result<Duration, CommError> {
+        Ok(Duration::from_secs(5))
+    }
 }
 
 const CAPACITY: usize = 3 << 18;
@@ -31,6 +35,7 @@ fn reducer(overlaps: bool, sharded: bool) -> (Reducer, impl Fn() -> Asked) {
         overlaps,
         final_from: usize::MAX,
         begun: 0,
+        gathers: false,
         failed: None,
         exposed: Duration::ZERO,
     };
@@ -53,6 +58,28 @@ fn a_bucket_begins_when_all_of_it_is_final() {
     }
     assert_eq!(reducer.take_exposed(), Duration::from_secs(2));
     assert_eq!(reducer.take_exposed(), Duration::ZERO);
+}
+
+#[test]
+fn a_forward_pass_waits_for_parameters_that_are_on_their_way() {
+    let (mut reducer, begun) = reducer(true, true);
+    let pass = |reducer: &mut Reducer| {
+        Passing { reducer: &mut *reducer, is_last: false }.needs(0..100);
+        reducer.take_exposed()
+    };
+    assert_eq!(pass(&mut reducer), Duration::ZERO);
+    let windows = reducer.windows();
+    assert!(windows.is_sorted_by_key(|window| window.start), "as a forward pass needs them: {windows:?}");
+    for window in windows {
+        reducer.begin_gather(window).unwrap();
+    }
+    assert_eq!((begun().len(), pass(&mut reducer)), (3, Duration::from_secs(5)));
+    reducer.finish_gradients().unwrap();
+    assert_eq!((reducer.take_exposed(), pass(&mut reducer)), (Duration::from_secs(1), Duration::ZERO));
+    reducer.begin_gather(0..1 << 18).unwrap();
+    reducer.finish_gather().unwrap();
+    reducer.finish_gather().unwrap();
+    assert_eq!((reducer.take_exposed(), pass(&mut reducer)), (Duration::from_secs(1), Duration::ZERO));
 }
 
 #[test]

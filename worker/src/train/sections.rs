@@ -30,8 +30,9 @@ impl<'a> StateSection<'a> {
         buffer: &'a Flat<f32>,
         place: Range<usize>,
     ) -> Result<Self, Error> {
-        let data = match buffer.host() {
-            Some(values) => Cow::Borrowed(&values[place]),
+        // Not all of the buffer: parameters of other ranks may be on their way to the rest.
+        let data = match buffer.host_range(place.clone()) {
+            Some(values) => Cow::Borrowed(values),
             None => {
                 let mut values = vec![0.0; place.len()];
                 buffer.read(place, &mut values)?;

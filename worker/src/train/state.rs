@@ -124,6 +124,7 @@ impl TrainState {
 
     /// Exchanges the trained weights and their average, everywhere.
     fn swap_weights(&mut self, reducer: &mut Reducer) -> anyhow::Result<()> {
+        reducer.finish_gather()?;
         let Some(ema) = &mut self.ema else { return Ok(()) };
         ema.swap(self.model.arena_mut().flat_params_mut(), self.adamw.parts())?;
         for window in reducer.windows() {

@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::digest::samples_hash;
 use super::guard::{Skip, Verdict};
+use super::reducer::Passing;
 use super::{Reducer, TrainState};
 use crate::comm::{Collectives, CommError, ReduceOp};
 use crate::config::Experiment;
@@ -122,7 +123,8 @@ struct Sums {
 
 /// Runs one step on this rank's part of a global batch. Gradients are summed over examples and ranks and divided once,
 /// by the number of examples of the whole global batch. All ranks have the same figures, so they skip the same steps. A rank that
-/// is told to stop before it has computed its part gives the step up, and all ranks leave it together.
+/// is told to stop before it has computed its part gives the step up, and all ranks leave it together. Updated parameters of other ranks
+/// may still be on their way here when it returns: [`Reducer::finish_gather`] waits for them.
 ///
 /// # Errors
 /// [`NonFinite`], alike on all ranks; failing collectives; batches the model refuses.
@@ -197,11 +199,7 @@ fn accumulate(
             &config.loss,
             1.0,
             Some(dropout_seed),
-            &mut |range| {
-                if is_last {
-                    reducer.is_final(range);
-                }
-            },
+            &mut Passing { reducer, is_last },
         )?;
         sums.token_ce += parts.ce.iter().sum::<f64>();
         sums.stop_loss += parts.length.iter().sum::<f64>();
@@ -214,7 +212,8 @@ fn accumulate(
     Ok(sums)
 }
 
-/// Updates what this rank updates, window by window, and exchanges it while the next window is updated.
+/// Updates what this rank updates, window by window, and exchanges it while the next window is updated and the next forward pass
+/// runs. Who else looks at parameters waits with [`Reducer::finish_gather`].
 ///
 /// # Errors
 /// If the transport or the device fails.
@@ -234,7 +233,9 @@ pub fn update_parameters(
         state.adamw.step(&config.optimizer, update, window.clone(), flat, average)?;
         reducer.begin_gather(window)?;
     }
-    reducer.finish_gather()?;
+    if !reducer.overlaps() {
+        reducer.finish_gather()?;
+    }
     if reducer.leaves_rounding() {
         arena.flat_params_mut();
     }

@@ -1,11 +1,15 @@
 //! The exchange of buckets between real ranks.
 
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
 use half::bf16;
 use ilm_model::Flat;
 use tch::Device;
 use worker::comm::{BucketPlan, Collectives, CommError, Exchange, ExchangeOp, FlatMemory, ReduceOp};
 
-use crate::on_ranks;
+use crate::{on_ranks, on_ranks_in};
 
 /// Parameters and gradients of one rank, and the exchange that is dropped before them.
 struct Buffers {
@@ -86,6 +90,46 @@ fn buckets_are_summed_scattered_and_gathered_in_place() {
             assert!(plan.shared().all(untouched), "what is in no bucket is nobody's business");
         }
     });
+}
+
+#[test]
+fn a_gathered_range_is_waited_for_alone() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let test = "exchange::a_gathered_range_is_waited_for_alone";
+    let body = |comm: &mut dyn Collectives, folder: &Path| {
+        let (rank, world_size) = (comm.rank(), comm.world_size());
+        let half = LEN / 2 / 48 * 48;
+        let mut buffers = Buffers::new(comm, LEN);
+        let begin_others = |buffers: &mut Buffers| {
+            for (op, range) in [(ExchangeOp::AllGather, half..2 * half), (ExchangeOp::ReduceScatter, 0..half)]
+            {
+                buffers.exchange.begin("another", op, range).expect("it begins");
+            }
+        };
+        buffers.exchange.begin("first", ExchangeOp::AllGather, 0..half).expect("it begins");
+        // Rank 0 begins them when the others have what they wait for: waiting for everything would be for ever.
+        if rank > 0 {
+            begin_others(&mut buffers);
+        }
+        buffers.exchange.wait_for(half - 10..half).expect("the first half arrives");
+        let found = buffers.params.host().expect("host memory");
+        let owner = |i: usize| i / (half / world_size);
+        assert!((0..half).all(|i| found[i] == Buffers::value(i, owner(i), 7)), "the first half is here");
+        let note = |rank: usize| folder.join(format!("{rank} of {world_size}"));
+        if rank > 0 {
+            fs::write(note(rank), "").expect("a writable folder");
+        } else {
+            let deadline = Instant::now() + Duration::from_secs(50);
+            while !(1..world_size).all(|rank| note(rank).exists()) {
+                assert!(Instant::now() < deadline, "the others wait for more than they asked for");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            begin_others(&mut buffers);
+        }
+        buffers.exchange.finish().expect("the rest ends");
+        buffers.exchange.wait_for(0..LEN).expect("nothing is under way");
+    };
+    on_ranks_in(folder.path(), test, &[2, 3], body, || ());
 }
 
 #[test]

@@ -63,7 +63,7 @@ impl Steps<'_, '_> {
             if figures.global.given_up {
                 return self.stop(state, view.as_ref());
             }
-            let digest = digest_step(state, self.comm, config, &batch, &figures)?;
+            let digest = digest_step(state, self.comm, &mut self.reducer, config, &batch, &figures)?;
             let duration = started.elapsed();
             let finished = state.step == config.trainer.max_steps || schedule.step(state.position).is_none();
             let stops = figures.global.stop && !finished;
@@ -89,6 +89,7 @@ impl Steps<'_, '_> {
                 return self.stop(state, view.as_ref());
             }
         }
+        self.reducer.finish_gather()?;
         vitals::end();
         if let Some(view) = &view {
             view.progress.finish();
@@ -114,6 +115,7 @@ impl Steps<'_, '_> {
 
     /// Saves what is done, if there is time, and ends this start of the run.
     fn stop(&mut self, state: &TrainState, view: Option<&View>) -> anyhow::Result<i32> {
+        self.reducer.finish_gather()?;
         self.saver.finish(self.comm, self.run.config())?;
         self.tell_of_save(view);
         let mut too_late = None;
