@@ -37,7 +37,8 @@ impl Reducer {
     /// # Safety
     /// The arena is on `device` and outlives the reducer. Nobody touches gradients between [`is_final`](Self::is_final) and
     /// [`finish_gradients`](Self::finish_gradients), nor parameters, rounded ones included, of other windows than the next between
-    /// [`begin_gather`](Self::begin_gather) and [`finish_gather`](Self::finish_gather), or [`Passing`] for what a forward pass needs.
+    /// [`begin_gather`](Self::begin_gather) and [`finish_gather`](Self::finish_gather), unless a forward pass of
+    /// [`train_step`](super::train_step) has waited for them.
     pub unsafe fn connect(
         device: &RankDevice,
         comm: &mut dyn Collectives,
@@ -163,11 +164,11 @@ impl Reducer {
 }
 
 /// A micro-batch as the exchange sees it.
-pub struct Passing<'a> {
+pub(super) struct Passing<'a> {
     /// Exchanges what is ready.
-    pub reducer: &'a mut Reducer,
+    pub(super) reducer: &'a mut Reducer,
     /// Whether gradients are final behind it.
-    pub is_last: bool,
+    pub(super) is_last: bool,
 }
 
 impl Traffic for Passing<'_> {
