@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A rank may have this part of the mean more than the mean before a row is moved for it.
+/// So many times smaller than the mean is what a rank may have beyond it before rows are swapped.
 const TOLERANCE: u64 = 64;
-/// Most swaps for every rank: a bound of the time that this takes, met in practice by far less.
+/// Most swaps times ranks: bounds the time that this takes, and is far more than what is needed.
 const MOST_SWAPS: usize = 8;
 
 /// The rows that ranks compute for each other in one step: a pure function of the lengths, so that all ranks deal alike.
