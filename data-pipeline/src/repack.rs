@@ -37,6 +37,10 @@ impl Repacker {
         given: &[PackedBatch],
     ) -> Result<StepBatch> {
         let away = deal.given(rank);
+        if away.is_empty() {
+            // Rows are swapped, so nothing is taken either.
+            return Ok(step);
+        }
         let own = step.rows().enumerate().filter(|(number, _)| away.binary_search(number).is_err());
         let mut rows: Vec<Row<'_>> = own.map(|(_, row)| row).collect();
         for (rank, index) in deal.taken(rank) {

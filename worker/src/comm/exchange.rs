@@ -55,8 +55,7 @@ impl FlatMemory {
 /// `wait_for`, if that is about the operation) nobody touches the range in the buffer that the operation is about.
 pub trait Exchange {
     /// Begins an operation on `range`: a bucket, whose length is a multiple of 16 x world_size (of 16 for
-    /// [`ExchangeOp::AllReduce`]). Ranges of operations on one buffer that are not finished do not
-    /// overlap. All ranks begin the same
+    /// [`ExchangeOp::AllReduce`]). Ranges of operations on one buffer that are not finished do not overlap. All ranks begin the same
     /// operations in the same order. What was computed before this call is seen by it.
     ///
     /// # Errors

@@ -25,11 +25,10 @@ pub fn digest_step(
 ) -> anyhow::Result<StepDigest> {
     let step = state.step;
     let due = config.trainer.checksum_every_n_steps.is_some_and(|every| step.is_multiple_of(every));
-    let mut checksum = || {
+    if due {
         reducer.finish_gather()?;
-        state.parameter_checksum().map_err(anyhow::Error::from)
-    };
-    let parameters = due.then(&mut checksum).transpose()?;
+    }
+    let parameters = due.then(|| state.parameter_checksum()).transpose()?;
     if let Some(checksum) = parameters {
         assert_equal(comm, "parameters", checksum).with_context(|| format!("after step {step}"))?;
     }
