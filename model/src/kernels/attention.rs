@@ -329,7 +329,7 @@ fn softmax<T: Operand>(scores: &mut [f32], scale: f32, factors: &[f32], probabil
     for score in scores.iter_mut() {
         *score = exp(scale * *score - top);
     }
-    let total = sum(len, |i| scores[i]);
+    let total = sum([scores], |[x]| x);
     let share = 1.0 / total;
     for i in 0..len {
         probabilities[i] = T::from_f32(scores[i] * share * factors[i]);
@@ -359,7 +359,7 @@ fn softmax_backward<T: Operand>(
         probabilities[i] = T::from_f32(scores[i] * factors[i]);
     }
     let (scores, slopes) = (&*scores, &*slopes);
-    let inner = sum(len, |i| scores[i] * slopes[i]);
+    let inner = sum([scores, slopes], |[p, slope]| p * slope);
     for i in 0..len {
         grads[i] = T::from_f32(scale * scores[i] * (slopes[i] - inner));
     }

@@ -74,8 +74,8 @@ fn normalise_row<T: Operand>(
 ) {
     let width = values.len();
     let (normed, weight) = (&mut normed[..width], &weight[..width]);
-    let mean = sum(width, |i| values[i]) / width as f32;
-    let variance = sum(width, |i| (values[i] - mean) * (values[i] - mean)) / width as f32;
+    let mean = sum([values], |[x]| x) / width as f32;
+    let variance = sum([values], |[x]| (x - mean) * (x - mean)) / width as f32;
     let scale = 1.0 / (variance + eps).sqrt();
     match bias {
         Some(bias) => {
@@ -195,11 +195,11 @@ fn norm_row_backward(
     let (mean, scale) = (stats[0], stats[1]);
     let (weight, normed_grad, grad) = (&job.weight[..width], &normed_grad[..width], &mut grad[..width]);
     let (weight_sums, bias_sums) = (&mut weight_sums[..width], &mut bias_sums[..width]);
-    let unit = |i: usize| (values[i] - mean) * scale;
-    let shift = sum(width, |i| normed_grad[i] * weight[i]) / width as f32;
-    let tilt = sum(width, |i| normed_grad[i] * weight[i] * unit(i)) / width as f32;
+    let unit = |x: f32| (x - mean) * scale;
+    let shift = sum([normed_grad, weight], |[grad, weight]| grad * weight) / width as f32;
+    let tilt = sum([normed_grad, weight, values], |[grad, weight, x]| grad * weight * unit(x)) / width as f32;
     for i in 0..width {
-        let x = unit(i);
+        let x = unit(values[i]);
         grad[i] += scale * (normed_grad[i] * weight[i] - shift - x * tilt);
         weight_sums[i] += normed_grad[i] * x;
     }

@@ -6,20 +6,21 @@
 /// Sums that are added side by side, so that they fill vectors.
 pub(crate) const LANES: usize = 32;
 
-/// The sum of `value(i)` for i below `len`, in an order that does not depend on the processor.
+/// The sum of `value` over the elements of equally long inputs, in an order that does not depend on the processor.
 #[inline(always)]
-pub(crate) fn sum(len: usize, value: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn sum<const N: usize>(inputs: [&[f32]; N], value: impl Fn([f32; N]) -> f32) -> f32 {
+    let len = inputs[0].len();
+    // Groups of known length: a check of every index would keep half of the lanes out of vectors.
+    let inputs = inputs.map(|input| input[..len].as_chunks::<LANES>());
     let mut sums = [0.0; LANES];
-    let whole = len - len % LANES;
-    let mut at = 0;
-    while at < whole {
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            *sum += value(at + lane);
+    for at in 0..len / LANES {
+        let groups = inputs.map(|(groups, _)| &groups[at]);
+        for lane in 0..LANES {
+            sums[lane] += value(groups.map(|group| group[lane]));
         }
-        at += LANES;
     }
-    for (lane, sum) in sums.iter_mut().enumerate().take(len - whole) {
-        *sum += value(whole + lane);
+    for lane in 0..len % LANES {
+        sums[lane] += value(inputs.map(|(_, rest)| rest[lane]));
     }
     let mut width = LANES;
     while width > 1 {
@@ -114,7 +115,7 @@ mod tests {
     fn sums_and_maxima_take_every_element() {
         for len in [0, 1, 31, 32, 33, 100] {
             let values: Vec<f32> = (0..len).map(|i| i as f32).collect();
-            assert_eq!(sum(len, |i| values[i]), (len * len.saturating_sub(1) / 2) as f32);
+            assert_eq!(sum([&values], |[x]| x), (len * len.saturating_sub(1) / 2) as f32);
             assert_eq!(max(&values), values.last().copied().unwrap_or(f32::NEG_INFINITY));
         }
     }

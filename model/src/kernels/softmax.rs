@@ -18,7 +18,7 @@ pub(crate) fn row_sums(logits: &Tensor) -> Vec<RowSum> {
     let items = values.chunks_exact(width).zip(&mut sums).collect();
     parallel::for_each_item(items, |(row, out): (&[f32], &mut RowSum)| {
         let max = max(row);
-        *out = RowSum { max, sum: sum(row.len(), |i| exp(row[i] - max)) };
+        *out = RowSum { max, sum: sum([row], |[x]| exp(x - max)) };
     });
     sums
 }
