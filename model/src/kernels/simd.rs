@@ -12,37 +12,48 @@ pub(crate) fn sum<const N: usize>(inputs: [&[f32]; N], value: impl Fn([f32; N]) 
     let len = inputs[0].len();
     // Groups of known length: a check of every index would keep half of the lanes out of vectors.
     let inputs = inputs.map(|input| input[..len].as_chunks::<LANES>());
-    let mut sums = [0.0; LANES];
+    let (mut sums, mut values) = ([0.0; LANES], [0.0; LANES]);
     for at in 0..len / LANES {
         let groups = inputs.map(|(groups, _)| &groups[at]);
         for lane in 0..LANES {
-            sums[lane] += value(groups.map(|group| group[lane]));
+            values[lane] = value(groups.map(|group| group[lane]));
+        }
+        for lane in 0..LANES {
+            sums[lane] += values[lane];
         }
     }
     for lane in 0..len % LANES {
         sums[lane] += value(inputs.map(|(_, rest)| rest[lane]));
     }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
-        }
-    }
-    sums[0]
+    fold(sums, |a, b| a + b)
 }
 
 /// The largest value; NaN is passed over.
 #[inline(always)]
 pub(crate) fn max(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut tops = [f32::NEG_INFINITY; LANES];
     let (groups, rest) = values.as_chunks::<LANES>();
     for group in groups {
-        for (top, &value) in tops.iter_mut().zip(group) {
-            *top = if value > *top { value } else { *top };
+        for lane in 0..LANES {
+            tops[lane] = larger(tops[lane], group[lane]);
         }
     }
-    tops.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    for (top, &value) in tops.iter_mut().zip(rest) {
+        *top = larger(*top, value);
+    }
+    fold(tops, larger)
+}
+
+/// All lanes in one, halves upon halves.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    for width in [LANES / 2, LANES / 4, LANES / 8, LANES / 16, 1] {
+        for lane in 0..width {
+            lanes[lane] = join(lanes[lane], lanes[lane + width]);
+        }
+    }
+    lanes[0]
 }
 
 /// e to the x within 2 units in the last place; 0 below the smallest normal number, NaN stays NaN.
