@@ -20,8 +20,8 @@ pub struct Arena {
     grads: Flat<f32>,
     /// The parameters rounded, if products are in bf16.
     rounded: Option<Flat<bf16>>,
-    /// Parameters from here on have changed since they were rounded.
-    stale_from: Cell<usize>,
+    /// Whether parameters have changed since they were rounded.
+    stale: Cell<bool>,
     /// How often gradients have been cleared.
     clearings: Arc<AtomicU64>,
 }
@@ -71,7 +71,7 @@ impl Arena {
             grads: Flat::zeros(len, device)?,
             rounded,
             layout,
-            stale_from: Cell::new(usize::MAX),
+            stale: Cell::new(false),
             clearings: Arc::default(),
         })
     }
@@ -93,7 +93,7 @@ impl Arena {
 
     /// All parameters, to be changed.
     pub fn flat_params_mut(&mut self) -> &mut Flat<f32> {
-        self.stale_from.set(0);
+        self.stale.set(true);
         &mut self.params
     }
 
@@ -110,6 +110,12 @@ impl Arena {
     /// All parameters rounded, if products are in bf16.
     pub fn flat_rounded(&self) -> Option<&Flat<bf16>> {
         self.rounded.as_ref()
+    }
+
+    /// Where the matrices begin that products take rounded, if they do: nobody but an optimizer uses the parameters themselves
+    /// from there on.
+    pub fn rounded_from(&self) -> Option<usize> {
+        self.rounded.as_ref().map(|_| self.layout.exact().end)
     }
 
     /// All an optimizer needs at once.
@@ -168,15 +174,12 @@ impl Arena {
 
     /// Rounds the parameters anew if one has changed; to be called before products are taken.
     pub(crate) fn refresh(&self) -> Result<()> {
-        self.refresh_to(self.layout.len())
-    }
-
-    /// The same for those below `end`, where others may still be on their way.
-    pub(crate) fn refresh_to(&self, end: usize) -> Result<()> {
-        let start = self.stale_from.get();
-        let Some(rounded) = self.rounded.as_ref().filter(|_| start < end) else { return Ok(()) };
-        rounded.view(start..end)?.f_copy_(&self.params.view(start..end)?)?;
-        self.stale_from.set(if end < self.layout.len() { end } else { usize::MAX });
+        if self.stale.take()
+            && let Some(rounded) = &self.rounded
+        {
+            let all = 0..self.layout.len();
+            rounded.view(all.clone())?.f_copy_(&self.params.view(all)?)?;
+        }
         Ok(())
     }
 
@@ -184,13 +187,10 @@ impl Arena {
         Writes { clearings: Arc::clone(&self.clearings), seen: Cell::new(0) }
     }
 
-    /// Makes all gradients 0 that are not written over by the first product: those of all but the products' matrices.
+    /// Makes the gradients 0 of all but the matrices that lie together, which the first product writes over.
     pub(crate) fn clear_grads(&mut self) -> Result<()> {
         self.clearings.fetch_add(1, Ordering::Relaxed);
-        let layout = Arc::clone(&self.layout);
-        for entry in layout.entries().iter().filter(|entry| !entry.is_product()) {
-            let _ = self.grads.view(entry.range())?.f_zero_()?;
-        }
+        let _ = self.grads.view(self.layout.exact())?.f_zero_()?;
         Ok(())
     }
 

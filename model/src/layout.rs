@@ -1,4 +1,6 @@
-//! The fixed order of all parameters in the flat buffers: embeddings, blocks, output, class head.
+//! The fixed order of all parameters in the flat buffers. First come those that are used as they are, whatever products take:
+//! embeddings, norms, biases, the class head. Behind them lie the matrices of products that take rounded ones, if any do: those of
+//! the blocks, then the output. So each of the two is one range, and only the first need be exchanged in full.
 
 use std::ops::Range;
 
@@ -29,16 +31,6 @@ pub struct ParamEntry {
     pub(crate) padded_rows: i64,
     /// Where its initial values come from.
     pub(crate) init: Init,
-    role: Role,
-}
-
-/// How a parameter is used.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Role {
-    /// A matrix of a linear map.
-    Product,
-    /// A table of vectors, a bias or a norm.
-    Other,
 }
 
 /// Where a parameter's initial values come from.
@@ -66,11 +58,6 @@ impl ParamEntry {
         self.offset..self.offset + self.len
     }
 
-    /// Whether it is the matrix of a linear map, whose gradient is a product.
-    pub(crate) fn is_product(&self) -> bool {
-        self.role == Role::Product
-    }
-
     /// Whether weight decay applies: to matrices, not to biases and norms. (The reference tells rotary parameters apart by name and
     /// those of GPT-2 by dimensions, with the same outcome.)
     pub fn decays(&self) -> bool {
@@ -83,7 +70,7 @@ impl ParamEntry {
 pub struct ParamLayout {
     entries: Vec<ParamEntry>,
     len: usize,
-    /// First element of block 0, 1, ..., n-1 and of what follows the last block.
+    /// First element of the matrices of block 0, 1, ..., n-1 and of what follows the last block.
     block_starts: Vec<usize>,
 }
 
@@ -103,17 +90,20 @@ impl ParamLayout {
             layout.push(format!("{name}.weight"), &[rows, d], init)?;
         }
         for i in 0..config.num_layers {
-            layout.block_starts.push(layout.len);
-            layout.push_block(|part| parts.in_block(i, part), parts, shape, start)?;
+            layout.push_block_vectors(|part| parts.in_block(i, part), parts, shape, start)?;
         }
-        layout.block_starts.push(layout.len);
         if config.has_final_norm() {
             layout.push_norm(parts.final_norm, d, parts.biased)?;
         }
-        layout.push_output(parts.output, [v, d], start.plain(d))?;
         if let Some(classes) = shape.num_classes() {
             layout.push_head(d, classes)?;
         }
+        for i in 0..config.num_layers {
+            layout.block_starts.push(layout.len);
+            layout.push_block_matrices(|part| parts.in_block(i, part), parts, shape, start)?;
+        }
+        layout.block_starts.push(layout.len);
+        layout.push_output(parts.output, [v, d], start.plain(d))?;
         Ok(layout)
     }
 
@@ -148,8 +138,13 @@ impl ParamLayout {
             .ok_or_else(|| Error::UnknownParameter(name.to_owned()))
     }
 
-    /// The ranges that become final one after the other during backward: everything after the last block, the blocks
-    /// from the last to the first, the embedding. Together they are the whole buffer.
+    /// The parameters that are used as they are: embeddings, norms, biases, the class head. Behind them come the matrices.
+    pub fn exact(&self) -> Range<usize> {
+        0..self.block_starts[0]
+    }
+
+    /// The ranges that become final one after the other during backward: the output's matrix, those of the blocks from the last
+    /// to the first, and what is used [as it is](Self::exact). Together they are the whole buffer.
     pub fn stages(&self) -> Vec<Range<usize>> {
         let mut end = self.len;
         let starts = self.block_starts.iter().rev().chain(std::iter::once(&0));
@@ -162,7 +157,7 @@ impl ParamLayout {
             .collect()
     }
 
-    fn push_block(
+    fn push_block_vectors(
         &mut self,
         name: impl Fn(&str) -> String,
         parts: &Parts,
@@ -171,20 +166,37 @@ impl ParamLayout {
     ) -> Result<()> {
         let (d, f) = (shape.config.d_model, shape.config.feed_forward());
         self.push_norm(&name(parts.norm1), d, parts.biased)?;
-        self.push_linear(&name(parts.qkv), [3 * d, d], false, start.plain(d))?;
-        self.push_linear(&name(parts.project), [d, d], false, start.projection(d))?;
         self.push_norm(&name(parts.norm2), d, parts.biased)?;
-        self.push_linear(&name(parts.widen), [f, d], parts.biased, start.plain(d))?;
-        self.push_linear(&name(parts.narrow), [d, f], parts.biased, start.projection(f))
+        if parts.biased {
+            self.push_bias(&name(parts.widen), f, start.plain(d))?;
+            self.push_bias(&name(parts.narrow), d, start.projection(f))?;
+        }
+        Ok(())
+    }
+
+    fn push_block_matrices(
+        &mut self,
+        name: impl Fn(&str) -> String,
+        parts: &Parts,
+        shape: &ModelShape,
+        start: Start,
+    ) -> Result<()> {
+        let (d, f) = (shape.config.d_model, shape.config.feed_forward());
+        self.push_matrix(&name(parts.qkv), [3 * d, d], start.plain(d))?;
+        self.push_matrix(&name(parts.project), [d, d], start.projection(d))?;
+        self.push_matrix(&name(parts.widen), [f, d], start.plain(d))?;
+        self.push_matrix(&name(parts.narrow), [d, f], start.projection(f))
     }
 
     /// The head is the same module in both families, with the same start.
     fn push_head(&mut self, d: i64, classes: i64) -> Result<()> {
         let name = |part: &str| format!("{HEAD}.{part}");
         self.push_norm(&name("norm_final"), d, true)?;
-        self.push_linear(&name("mlp.0"), [2 * d, d], true, torch_default(d))?;
-        self.push_linear(&name("mlp.2"), [d, 2 * d], true, torch_default(2 * d))?;
-        self.push_linear(&name("linear"), [classes, d], false, torch_default(d))
+        for (part, size) in [("mlp.0", [2 * d, d]), ("mlp.2", [d, 2 * d])] {
+            self.push_matrix(&name(part), size, torch_default(size[1]))?;
+            self.push_bias(&name(part), size[0], torch_default(size[1]))?;
+        }
+        self.push_matrix(&name("linear"), [classes, d], torch_default(d))
     }
 
     fn push_norm(&mut self, name: &str, width: i64, biased: bool) -> Result<()> {
@@ -195,35 +207,24 @@ impl ParamLayout {
         Ok(())
     }
 
-    fn push_linear(&mut self, name: &str, shape: [i64; 2], biased: bool, init: Init) -> Result<()> {
-        self.push_role(format!("{name}.weight"), &shape, init, Role::Product)?;
-        if biased {
-            self.push(format!("{name}.bias"), &shape[..1], init)?;
-        }
-        Ok(())
+    fn push_matrix(&mut self, name: &str, shape: [i64; 2], init: Init) -> Result<()> {
+        self.push_padded(format!("{name}.weight"), &shape, shape[0], init)
+    }
+
+    fn push_bias(&mut self, name: &str, width: i64, init: Init) -> Result<()> {
+        self.push(format!("{name}.bias"), &[width], init)
     }
 
     fn push_output(&mut self, name: &str, shape: [i64; 2], init: Init) -> Result<()> {
         let rows = shape[0].saturating_add(OUTPUT_ROWS - 1) / OUTPUT_ROWS * OUTPUT_ROWS;
-        self.push_padded(format!("{name}.weight"), &shape, rows, init, Role::Product)
+        self.push_padded(format!("{name}.weight"), &shape, rows, init)
     }
 
     fn push(&mut self, name: String, shape: &[i64], init: Init) -> Result<()> {
-        self.push_role(name, shape, init, Role::Other)
+        self.push_padded(name, shape, shape[0], init)
     }
 
-    fn push_role(&mut self, name: String, shape: &[i64], init: Init, role: Role) -> Result<()> {
-        self.push_padded(name, shape, shape[0], init, role)
-    }
-
-    fn push_padded(
-        &mut self,
-        name: String,
-        shape: &[i64],
-        padded_rows: i64,
-        init: Init,
-        role: Role,
-    ) -> Result<()> {
+    fn push_padded(&mut self, name: String, shape: &[i64], padded_rows: i64, init: Init) -> Result<()> {
         let too_big = || {
             Error::Config(format!(
                 "the model does not fit this machine's address space at '{name}' {shape:?}; use a smaller model"
@@ -244,7 +245,7 @@ impl ParamLayout {
             return Err(too_big());
         }
         let (shape, offset) = (shape.to_vec(), self.len);
-        self.entries.push(ParamEntry { name, shape, offset, len, padded_rows, init, role });
+        self.entries.push(ParamEntry { name, shape, offset, len, padded_rows, init });
         self.len = next;
         Ok(())
     }
@@ -332,9 +333,9 @@ mod tests {
         let layout = ParamLayout::new(&shape(true)).unwrap();
         let stages = layout.stages();
         assert_eq!(stages.len(), 4);
-        assert_eq!(stages[0].start, layout.entry("output_layer.norm_final.weight").unwrap().offset);
-        assert_eq!(stages[1].start, layout.entry("encoder.1.norm1.weight").unwrap().offset);
-        assert_eq!(stages[3], 0..layout.entry("encoder.0.norm1.weight").unwrap().offset);
+        assert_eq!(stages[0].start, layout.entry("output_layer.linear.weight").unwrap().offset);
+        assert_eq!(stages[1].start, layout.entry("encoder.1.attn_qkv.weight").unwrap().offset);
+        assert_eq!(stages[3], layout.exact());
         assert_eq!(stages[0].end, layout.len());
         assert!(stages.windows(2).all(|pair| pair[1].end == pair[0].start));
     }

@@ -60,8 +60,8 @@ struct Classes {
 
 /// Whoever exchanges ranges of the arena with other ranks while a micro-batch is computed. A closure is one that waits for nothing.
 pub trait Traffic {
-    /// The parameters of a range are about to be used: returns when they are there. Ranges ascend and together are the whole
-    /// arena: the embedding, the blocks from the first to the last, what follows them.
+    /// The parameters of a range are about to be used, rounded if products take them so: returns when they are there. Ranges ascend
+    /// and together are the whole arena: what is used as it is, the matrices of the blocks from the first to the last, the output's.
     fn needs(&mut self, _range: Range<usize>) {}
 
     /// The gradients of a range have this micro-batch's whole contribution. Ranges are the same, in the opposite order.
@@ -104,12 +104,9 @@ impl Model {
         let dropout =
             dropout_seed.map_or(Dropout::OFF, |seed| Dropout::new(self.shape().config.dropout, seed));
         let plan = self.plan(batch)?;
+        self.arena().refresh()?;
         let mut stages = self.stages.iter().rev();
-        let mut on_need = || {
-            let Some(range) = stages.next() else { return Ok(()) };
-            traffic.needs(range.clone());
-            self.arena().refresh_to(range.end)
-        };
+        let mut on_need = || stages.next().map(|range| traffic.needs(range.clone())).unwrap_or_default();
         let encoded = self.backbone.encode(&plan, dropout, self.shape().recompute, &mut on_need)?;
 
         let targets = Targets::new(batch, &plan)?;

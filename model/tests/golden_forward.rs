@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::{Golden, assert_close, floats, manifest, model_of, shape_of};
 use ilm_model::{
     AttentionMask, DenseBatch, Family, Model, ModelClass, ModelConfig, ModelShape, ParamEntry, Precision,
@@ -110,12 +112,12 @@ fn golden_decay_groups() {
             Model::new(shape_of(config["class_name"].as_str().unwrap(), &config["kwargs"]), 0).unwrap();
         for (key, decays) in [("weight_decay", true), ("no_weight_decay", false)] {
             let entries = model.arena().layout().entries();
-            let found: Vec<&str> = entries
+            let found: BTreeSet<&str> = entries
                 .iter()
                 .filter(|entry| entry.decays() == decays)
                 .map(|entry| entry.name.as_str())
                 .collect();
-            let expected: Vec<&str> =
+            let expected: BTreeSet<&str> =
                 config[key].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
             assert_eq!(found, expected, "{file}");
         }

@@ -6,8 +6,9 @@ mod common;
 use std::ops::Range;
 
 use common::{Packed, assert_close, floats, relative_error, small_shape, small_shape_of};
+use half::bf16;
 use ilm_model::{
-    AttentionMask, DenseBatch, Error, HeadKind, LengthLoss, LossConfig, LossParts, Model, ModelClass,
+    AttentionMask, DenseBatch, Error, Flat, HeadKind, LengthLoss, LossConfig, LossParts, Model, ModelClass,
     ModelShape, Precision, Traffic,
 };
 use proptest::prelude::*;
@@ -185,8 +186,7 @@ fn what_pads_the_output_matrix_is_never_trained() {
     for precision in [Precision::Fp32, Precision::Bf16] {
         let mut model = Model::new(ModelShape { precision, ..small_shape(0.1) }, 3).unwrap();
         let layout = model.arena().layout().clone();
-        let output = layout.entries().iter().position(|e| e.name == "output_layer.linear.weight").unwrap();
-        let padding = layout.entries()[output].range().end..layout.entries()[output + 1].offset;
+        let padding = layout.entry("output_layer.linear.weight").unwrap().range().end..layout.len();
         assert_eq!(padding.len() as i64, (64 - 19) * small_shape(0.1).config.d_model);
         model.arena_mut().grads_mut()[padding.clone()].fill(f32::NAN);
         let (_, grads) = run(&mut model, &[&packed, &packed], Some(5));
@@ -270,20 +270,26 @@ fn ranges_are_ready_in_order_and_final() {
     }
 }
 
-/// Brings the parameters of a range when they are waited for.
+/// Brings the parameters of a range when they are waited for: those that products take rounded only so.
 struct Arriving<'a> {
     parameters: &'a [f32],
-    /// Address of the model's own.
-    target: usize,
+    /// The model's own.
+    target: *mut f32,
+    rounded: Option<(usize, *mut bf16)>,
     seen: Vec<Range<usize>>,
 }
 
 impl Traffic for Arriving<'_> {
     fn needs(&mut self, range: Range<usize>) {
-        // SAFETY: libtorch's buffer outlives the call, and the model does not read while it calls back
-        unsafe {
-            let target = (self.target as *mut f32).add(range.start);
-            target.copy_from_nonoverlapping(self.parameters[range.clone()].as_ptr(), range.len());
+        for index in range.clone() {
+            let value = self.parameters[index];
+            // SAFETY: libtorch's buffers outlive the call, and the model does not read while it calls back
+            unsafe {
+                match self.rounded {
+                    Some((from, rounded)) if index >= from => rounded.add(index).write(bf16::from_f32(value)),
+                    _ => self.target.add(index).write(value),
+                }
+            }
         }
         self.seen.push(range);
     }
@@ -302,8 +308,11 @@ fn no_parameter_is_used_before_it_was_waited_for() {
         let parameters = model.arena().params().to_vec();
         model.arena_mut().params_mut().fill(f32::NAN);
         let _ = model.logits(&packed.batch()).unwrap(); // rounds them
-        let target = model.arena_mut().params_mut().as_mut_ptr() as usize;
-        let mut traffic = Arriving { parameters: &parameters, target, seen: Vec::new() };
+        let arena = model.arena();
+        let rounded = arena.rounded_from().zip(arena.flat_rounded().map(Flat::address));
+        assert_eq!(rounded.is_some(), precision == Precision::Bf16);
+        let target = arena.flat_params().address();
+        let mut traffic = Arriving { parameters: &parameters, target, rounded, seen: Vec::new() };
         model.clear_grads();
         let found = model.forward_backward(&packed.batch(), &loss_of(class), 0.125, Some(2), &mut traffic);
         assert_eq!(found.unwrap(), expected[0], "{class:?} {precision:?}");

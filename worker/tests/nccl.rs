@@ -2,6 +2,7 @@
 //!
 //! Every test starts this program again on two ranks, which run the test `one_rank` with the case that the environment names.
 
+use half::bf16;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -27,7 +28,8 @@ struct Buffers(FlatMemory);
 impl Buffers {
     fn new() -> Self {
         let buffer = || Box::leak(vec![0.0f32; LEN].into_boxed_slice()).as_mut_ptr();
-        Self(FlatMemory { params: buffer(), grads: buffer(), rounded: None, capacity: LEN })
+        let rounded = Some(Box::leak(vec![bf16::ZERO; LEN].into_boxed_slice()).as_mut_ptr());
+        Self(FlatMemory { params: buffer(), grads: buffer(), rounded, capacity: LEN })
     }
 
     fn grads(&mut self) -> &mut [f32] {
@@ -38,6 +40,11 @@ impl Buffers {
     fn params(&mut self) -> &mut [f32] {
         // SAFETY: as in `grads`.
         unsafe { std::slice::from_raw_parts_mut(self.0.params, LEN) }
+    }
+
+    fn rounded(&mut self) -> &mut [bf16] {
+        // SAFETY: as in `grads`.
+        unsafe { std::slice::from_raw_parts_mut(self.0.rounded.expect("it is there"), LEN) }
     }
 }
 
@@ -91,12 +98,16 @@ fn sums(comm: &mut dyn Collectives) -> anyhow::Result<()> {
         }
         for index in part {
             buffers.params()[index] = value(rank, index);
+            buffers.rounded()[index + half] = bf16::from_f32(value(rank, index));
         }
         exchange.begin("parameters", ExchangeOp::AllGather, 0..half)?;
+        exchange.begin("parameters", ExchangeOp::AllGatherRounded, half..LEN)?;
         exchange.finish()?;
         for index in 0..half {
-            let owner = index / (half / RANKS);
-            ensure!(buffers.params()[index] == value(owner, index), "round {round}, parameter {index}");
+            let expected = value(index / (half / RANKS), index);
+            ensure!(buffers.params()[index] == expected, "round {round}, parameter {index}");
+            let rounded = [index, index + half].map(|index| buffers.rounded()[index]);
+            ensure!(rounded == [bf16::ZERO, bf16::from_f32(expected)], "round {round}, rounded {index}");
         }
     }
     exchange.begin("nothing", ExchangeOp::AllReduce, 0..0)?;

@@ -78,7 +78,7 @@ impl dyn Backbone {
         plan: &'a Plan,
         dropout: Dropout,
         recompute: Recompute,
-        on_need: &mut dyn FnMut() -> Result<()>,
+        on_need: &mut dyn FnMut(),
     ) -> Result<Encoded<'a>> {
         let flow = self.flow(plan, dropout)?;
         let mut tapes = Vec::with_capacity(self.blocks().len());
@@ -88,7 +88,7 @@ impl dyn Backbone {
                 Recompute::Blocks => Tape::Input(tape.input().shallow_clone()),
             });
         })?;
-        on_need()?;
+        on_need();
         let (hidden, last_norm) = self.close(open)?;
         Ok(Encoded { hidden, flow, tapes, last_norm })
     }
@@ -124,7 +124,7 @@ impl dyn Backbone {
     /// Hidden states [N, d] without dropout.
     pub(crate) fn hidden(&self, plan: &Plan) -> Result<Tensor> {
         let flow = self.flow(plan, Dropout::OFF)?;
-        let open = self.run(&flow, &mut || Ok(()), drop)?;
+        let open = self.run(&flow, &mut || (), drop)?;
         Ok(self.close(open)?.0)
     }
 
@@ -136,13 +136,13 @@ impl dyn Backbone {
     fn run(
         &self,
         flow: &Flow,
-        on_need: &mut dyn FnMut() -> Result<()>,
+        on_need: &mut dyn FnMut(),
         mut keep: impl FnMut(BlockTape),
     ) -> Result<Open<'_>> {
-        on_need()?;
+        on_need();
         let mut open = Open { stream: self.embed(flow.plan, flow.dropout)?, branch: None };
         for block in self.blocks() {
-            on_need()?;
+            on_need();
             let (next, tape) = block.forward(open, flow)?;
             open = next;
             keep(tape);

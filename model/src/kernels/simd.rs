@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn sums_and_maxima_take_every_element() {
-        for len in [0, 1, 31, 32, 33, 100] {
+        for len in [0_usize, 1, 31, 32, 33, 100] {
             let values: Vec<f32> = (0..len).map(|i| i as f32).collect();
             assert_eq!(sum([&values], |[x]| x), (len * len.saturating_sub(1) / 2) as f32);
             assert_eq!(max(&values), values.last().copied().unwrap_or(f32::NEG_INFINITY));

@@ -17,7 +17,7 @@ fn main() -> anyhow::Result<()> {
     let mut comm = connect(env.as_ref(), Duration::from_secs(60))?;
     let mut grads = Flat::<f32>::zeros(ELEMENTS, tch::Device::Cpu)?;
     let params = Flat::<f32>::zeros(ELEMENTS, tch::Device::Cpu)?;
-    let plan = BucketPlan::new(grads.capacity(), BUCKET, comm.world_size());
+    let plan = BucketPlan::new(grads.capacity(), &[], BUCKET, comm.world_size());
     // SAFETY: the buffers are dropped after the exchange, and nobody touches them between `begin` and `finish`.
     let mut exchange = unsafe { comm.exchange(FlatMemory::of(&params, &grads, None))? };
 

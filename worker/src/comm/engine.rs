@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::Duration;
 
 use super::agreement::Agreement;
+use super::exchange::Words;
 use super::mpi::error_text;
 use super::ring::{Piece, Ring, Travel};
 use super::watchdog::Watchdog;
@@ -47,7 +48,7 @@ impl Awaited {
             Self::Everything => true,
             Self::Gathered(range) => {
                 let touches = bucket.range.start < range.end && range.start < bucket.range.end;
-                touches && bucket.op == ExchangeOp::AllGather
+                touches && bucket.op.gathers()
             }
         }
     }
@@ -74,6 +75,7 @@ struct Bucket {
     call: Call,
     op: ExchangeOp,
     range: Range<usize>,
+    words: Words,
     /// None once all ranks are known to have begun this bucket.
     agreement: Option<Agreement>,
     /// How much of its [`extent`](Bucket::extent) is under way or done.
@@ -156,10 +158,11 @@ impl Engine {
 
     fn begin(&mut self, call: Call, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError> {
         let Call { name, number, .. } = call;
+        let words = self.memory.words(name, op, &range, self.ring.world_size)?;
         let agreement = Agreement::begin(self.ring.comm, &format!("{name} {op:?} {range:?} {number}"))
             .map_err(|code| transport(name, number, code))?;
         let agreement = Some(agreement);
-        self.buckets.push_back(Bucket { call, op, range, agreement, sent: 0, under_way: 0 });
+        self.buckets.push_back(Bucket { call, op, range, words, agreement, sent: 0, under_way: 0 });
         Ok(())
     }
 
@@ -191,7 +194,7 @@ impl Engine {
         if !bucket.has_agreed(ring)? {
             return Ok(false);
         }
-        let piece = bucket.next_piece(self.memory, ring);
+        let piece = bucket.next_piece(ring);
         // Neighbours have at most the same number of pieces under way, so twice as many tags tell them apart.
         let tag = (self.pieces % (2 * UNDER_WAY as u64)) as c_int;
         let scratch = self.scratches.pop().unwrap_or_default();
@@ -219,11 +222,11 @@ impl Engine {
 }
 
 impl Bucket {
-    /// Elements that pieces are cut from: of the range if chunks are of our choice, else of every rank's part.
+    /// Words that pieces are cut from: of the whole if chunks are of our choice, else of every rank's part.
     fn extent(&self, ring: Ring) -> usize {
         match self.op {
-            ExchangeOp::AllReduce => self.range.len(),
-            ExchangeOp::ReduceScatter | ExchangeOp::AllGather => self.range.len() / ring.world_size,
+            ExchangeOp::AllReduce => self.words.len,
+            _ => self.words.len / ring.world_size,
         }
     }
 
@@ -241,26 +244,19 @@ impl Bucket {
     }
 
     /// Cuts off the next piece.
-    fn next_piece(&mut self, memory: FlatMemory, ring: Ring) -> Piece {
-        let buffer = match self.op {
-            ExchangeOp::AllReduce | ExchangeOp::ReduceScatter => memory.grads,
-            ExchangeOp::AllGather => memory.params,
-        };
-        let start = self.range.start + self.sent;
-        let first = buffer.wrapping_add(start);
-        let gathers = self.op == ExchangeOp::AllGather;
-        let rounded = memory.rounded.filter(|_| gathers).map(|rounded| rounded.wrapping_add(start));
+    fn next_piece(&mut self, ring: Ring) -> Piece {
+        let first = self.words.first.wrapping_add(self.sent);
         let rest = self.extent(ring) - self.sent;
         let chunk = (PIECE / ring.world_size).max(LEAST_CHUNK);
         let (taken, piece) = match self.op {
             ExchangeOp::AllReduce => {
                 let taken = rest.min(chunk * ring.world_size);
                 let len = taken.div_ceil(ring.world_size);
-                (taken, Piece { first, stride: len, len, limit: taken, rounded })
+                (taken, Piece { first, stride: len, len, limit: taken })
             }
-            ExchangeOp::ReduceScatter | ExchangeOp::AllGather => {
+            _ => {
                 let taken = rest.min(chunk);
-                (taken, Piece { first, stride: self.extent(ring), len: taken, limit: usize::MAX, rounded })
+                (taken, Piece { first, stride: self.extent(ring), len: taken, limit: usize::MAX })
             }
         };
         self.sent += taken;

@@ -20,6 +20,15 @@ pub enum ExchangeOp {
     ReduceScatter,
     /// Each rank's own equal part of the range of the parameters goes to all ranks, in place.
     AllGather,
+    /// The same of the rounded parameters, which are half as long.
+    AllGatherRounded,
+}
+
+impl ExchangeOp {
+    /// Whether it brings parameters of other ranks.
+    pub(super) fn gathers(self) -> bool {
+        matches!(self, Self::AllGather | Self::AllGatherRounded)
+    }
 }
 
 /// The flat buffers that are exchanged, by address (host or device memory).
@@ -35,6 +44,13 @@ pub struct FlatMemory {
     pub capacity: usize,
 }
 
+/// What an operation is about, in words of 32 bits: two rounded parameters travel as one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Words {
+    pub(super) first: *mut f32,
+    pub(super) len: usize,
+}
+
 impl FlatMemory {
     /// The memory of a model's parameters and gradients.
     pub fn of(params: &Flat<f32>, grads: &Flat<f32>, rounded: Option<&Flat<bf16>>) -> Self {
@@ -46,6 +62,34 @@ impl FlatMemory {
             rounded: rounded.map(Flat::address),
             capacity,
         }
+    }
+
+    /// Where a range lies in the buffer that an operation is about.
+    ///
+    /// # Errors
+    /// There is no such range, or it cannot be cut into equal parts for the operation.
+    pub(super) fn words(
+        &self,
+        name: &'static str,
+        op: ExchangeOp,
+        range: &Range<usize>,
+        world_size: usize,
+    ) -> Result<Words, CommError> {
+        let refused = || CommError::Range { name, range: range.clone(), capacity: self.capacity };
+        let divides = op == ExchangeOp::AllReduce || range.len().is_multiple_of(world_size);
+        if range.start > range.end || range.end > self.capacity || !divides {
+            return Err(refused());
+        }
+        let words = |first: *mut f32| Words { first: first.wrapping_add(range.start), len: range.len() };
+        Ok(match op {
+            ExchangeOp::AllReduce | ExchangeOp::ReduceScatter => words(self.grads),
+            ExchangeOp::AllGather => words(self.params),
+            ExchangeOp::AllGatherRounded => {
+                let pairs = range.start.is_multiple_of(2) && range.len().is_multiple_of(2 * world_size);
+                let rounded = self.rounded.filter(|_| pairs).ok_or_else(refused)?;
+                Words { first: rounded.wrapping_add(range.start).cast(), len: range.len() / 2 }
+            }
+        })
     }
 }
 
@@ -74,11 +118,6 @@ pub trait Exchange {
     /// # Errors
     /// As [`finish`](Self::finish); a failure may also show there only.
     fn wait_for(&mut self, range: Range<usize>) -> Result<Duration, CommError>;
-
-    /// Whether parameters that come from other ranks are rounded as they arrive, if they are to be rounded at all.
-    fn rounds(&self) -> bool {
-        false
-    }
 }
 
 /// The exchange of a single rank: every operation is already done.

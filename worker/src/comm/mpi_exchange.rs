@@ -24,7 +24,7 @@ pub(super) struct MpiExchange {
     hurry: Arc<AtomicBool>,
     watchdog: Arc<Watchdog>,
     thread: Option<JoinHandle<()>>,
-    capacity: usize,
+    memory: FlatMemory,
     world_size: usize,
 }
 
@@ -53,7 +53,7 @@ impl MpiExchange {
             hurry,
             watchdog,
             thread: Some(thread),
-            capacity: memory.capacity,
+            memory,
             world_size: ring.world_size,
         })
     }
@@ -70,14 +70,11 @@ impl MpiExchange {
 
 impl Exchange for MpiExchange {
     fn begin(&mut self, name: &'static str, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError> {
-        let divides = op == ExchangeOp::AllReduce || range.len().is_multiple_of(self.world_size);
-        if range.start > range.end || range.end > self.capacity || !divides {
-            return Err(CommError::Range { name, range, capacity: self.capacity });
-        }
+        let words = self.memory.words(name, op, &range, self.world_size)?;
         if range.is_empty() {
             return Ok(());
         }
-        let call = self.watchdog.begin(name, range.len() * size_of::<f32>());
+        let call = self.watchdog.begin(name, words.len * size_of::<f32>());
         self.order(Order::Begin(call, op, range)).inspect_err(|_| self.watchdog.leave(call))
     }
 
@@ -87,10 +84,6 @@ impl Exchange for MpiExchange {
 
     fn wait_for(&mut self, range: Range<usize>) -> Result<Duration, CommError> {
         self.wait(Awaited::Gathered(range))
-    }
-
-    fn rounds(&self) -> bool {
-        true
     }
 }
 

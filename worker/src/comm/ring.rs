@@ -7,8 +7,6 @@
 
 use std::ffi::c_int;
 
-use half::bf16;
-use ilm_model::round;
 use mpi::ffi;
 
 use super::ExchangeOp;
@@ -37,8 +35,6 @@ pub(super) struct Piece {
     pub(super) stride: usize,
     pub(super) len: usize,
     pub(super) limit: usize,
-    /// What is gathered is rounded to here on, if it is to be.
-    pub(super) rounded: Option<*mut bf16>,
 }
 
 /// A piece under way.
@@ -71,7 +67,7 @@ impl Travel {
         let (step, last) = match op {
             ExchangeOp::AllReduce => (0, 2 * hops),
             ExchangeOp::ReduceScatter => (0, hops),
-            ExchangeOp::AllGather => (hops, 2 * hops),
+            ExchangeOp::AllGather | ExchangeOp::AllGatherRounded => (hops, 2 * hops),
         };
         if scratch.len() < piece.len {
             scratch.resize(piece.len, 0.0);
@@ -105,14 +101,6 @@ impl Travel {
                 // SAFETY: the chunk lies in the piece, which is ours until the travel ends; the receive is complete.
                 let sums = unsafe { std::slice::from_raw_parts_mut(received, len) };
                 add(sums, &self.scratch[..len]);
-            } else if let Some(rounded) = self.piece.rounded {
-                let (received, len) = self.chunk(self.step + 2);
-                let rounded = rounded.wrapping_add(self.offset(self.step + 2));
-                // SAFETY: as above, and so it is with the rounded parameters.
-                unsafe {
-                    let received = std::slice::from_raw_parts(received, len);
-                    round(std::slice::from_raw_parts_mut(rounded, len), received);
-                }
             }
             self.step += 1;
             moved = true;
@@ -158,16 +146,11 @@ impl Travel {
 
     /// Address and length of the chunk of the rank that lies `back` ranks before this one.
     fn chunk(&self, back: usize) -> (*mut f32, usize) {
-        let Piece { first, len, limit, .. } = self.piece;
-        let offset = self.offset(back);
-        (first.wrapping_add(offset), limit.saturating_sub(offset).min(len))
-    }
-
-    /// Where that chunk begins.
-    fn offset(&self, back: usize) -> usize {
+        let Piece { first, stride, len, limit } = self.piece;
         let Ring { rank, world_size, .. } = self.ring;
         // `back` is at most twice the ring.
-        (rank + 2 * world_size - back) % world_size * self.piece.stride
+        let offset = (rank + 2 * world_size - back) % world_size * stride;
+        (first.wrapping_add(offset), limit.saturating_sub(offset).min(len))
     }
 }
 

@@ -1,13 +1,13 @@
 //! A checksum of a flat buffer's bits in one pass on all threads.
 
 use xxhash_rust::xxh3::xxh3_64;
-use zerocopy::IntoBytes;
+use zerocopy::{Immutable, IntoBytes};
 
 use super::parallel::{self, CHUNK};
 
 /// The hash of the hashes of fixed chunks, which does not depend on the number of threads.
-pub fn checksum(values: &[f32]) -> u64 {
-    let hashes = parallel::map(values.chunks(CHUNK).collect(), |chunk: &[f32]| xxh3_64(chunk.as_bytes()));
+pub fn checksum<T: IntoBytes + Immutable + Sync>(values: &[T]) -> u64 {
+    let hashes = parallel::map(values.chunks(CHUNK).collect(), |chunk: &[T]| xxh3_64(chunk.as_bytes()));
     xxh3_64(hashes.as_bytes())
 }
 

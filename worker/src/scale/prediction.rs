@@ -13,6 +13,7 @@ use super::work::{Work, kernels, optimizer_traffic};
 use crate::config::Experiment;
 
 const FP32: f64 = 4.0;
+const BF16: f64 = 2.0;
 
 /// A run that is planned.
 #[derive(Debug, Clone, Copy)]
@@ -218,18 +219,17 @@ fn seconds(
     let busy = gemm + attention + traffic;
     let launches = (micro_batches * kernels(shape) * hardware.compute.launch_s - busy).max(0.0);
     let uneven = busy * (fullest_tokens / tokens - 1.0);
-    // The embedding's gradient is the last to be final, so nothing hides its reduction.
-    let embedding = layout.stages().last().map_or(0, |stage| stage.len()) as f64 * FP32;
+    // The gradients of embedding and vectors are the last to be final, so nothing hides their reduction.
+    let exact = layout.exact().len() as f64 * FP32;
     let group = Group::new(hardware, gpus);
     let sharded = is_sharded(experiment, gpus);
     let passes = if sharded { 1.0 } else { 2.0 };
-    let last = passes * group.seconds(hardware, embedding, buckets(experiment, embedding));
+    let last = passes * group.seconds(hardware, exact, buckets(experiment, exact));
     let overlap = f64::from(u8::from(experiment.trainer.overlap_reduction));
     let [backward, forward] = [backward_share(shape), 1.0 - backward_share(shape)]
         .map(|share| overlap * share * (busy + launches) / micro_batches);
-    // Nor the gathering of its parameters, which a forward pass begins with.
-    let first =
-        if sharded { group.seconds(hardware, embedding, buckets(experiment, embedding)) } else { 0.0 };
+    // Nor the gathering of their parameters, which a forward pass begins with.
+    let first = if sharded { last } else { 0.0 };
     let updated = layout.len() as f64 / if sharded { ranks } else { 1.0 };
     Seconds {
         gemm,
@@ -261,17 +261,24 @@ fn buckets(experiment: &Experiment, bytes: f64) -> f64 {
     (bytes / (experiment.trainer.reduce_bucket_mib as f64 * MIB)).ceil()
 }
 
-/// Gradients are reduced and scattered and parameters gathered, or gradients are reduced, scattered and gathered.
+/// Gradients are reduced and scattered and parameters gathered, matrices rounded if products take them so; or gradients are
+/// reduced, scattered and gathered.
 fn exchange(subject: &Subject, hardware: &Hardware, gpus: u64) -> Exchange {
-    let bytes = subject.layout.len() as f64 * FP32;
+    let Subject { experiment, shape, layout, .. } = subject;
+    let matrix = if shape.precision == Precision::Bf16 { BF16 } else { FP32 };
+    let [all, exact] = [layout.len(), layout.exact().len()].map(|elements| elements as f64);
+    let (reduced, gathered) = (all * FP32, exact * FP32 + (all - exact) * matrix);
     let group = Group::new(hardware, gpus);
-    let buckets = buckets(subject.experiment, bytes);
-    let once = group.seconds(hardware, bytes, buckets);
-    let sharded = is_sharded(subject.experiment, gpus);
+    let buckets = buckets(experiment, reduced);
+    let [reduce, gather] = [reduced, gathered].map(|bytes| group.seconds(hardware, bytes, buckets));
+    if !is_sharded(experiment, gpus) {
+        let (sent, latency) = (2.0 * group.sent(reduced), 2.0 * group.latency(hardware, buckets));
+        return Exchange { sent, reduce: 2.0 * reduce, gather: 0.0, latency };
+    }
     Exchange {
-        sent: 2.0 * group.sent(bytes),
-        reduce: if sharded { once } else { 2.0 * once },
-        gather: if sharded { once } else { 0.0 },
+        sent: group.sent(reduced) + group.sent(gathered),
+        reduce,
+        gather,
         latency: 2.0 * group.latency(hardware, buckets),
     }
 }
@@ -354,8 +361,10 @@ mod tests {
         let whole = 4.0 * parameters * 0.75 / 50.0 + 3.0;
         assert_eq!((four.exchange.reduce, four.exchange.gather), (whole, whole));
         let busy = four.seconds.gemm + four.seconds.attention + four.seconds.traffic;
-        // The embedding of 20 tokens of 16 features is a bucket of its own, which nothing hides.
-        let last = 4.0 * 320.0 * 0.75 / 50.0 + 3.0;
+        // What is not a matrix of a block or of the output is a bucket of its own, which nothing hides: the embedding of 20 tokens
+        // of 16 features, norms and biases of two blocks, and the head with its norm, two layers and two classes.
+        let exact = 20 * 16 + 2 * (4 * 16 + 64 + 16) + 2 * 16 + (2 * 32 * 16 + 32 + 16) + 2 * 16;
+        let last = 4.0 * f64::from(exact) * 0.75 / 50.0 + 3.0;
         let hidden = (whole - last - busy * 2.0 / 3.0).max(0.0);
         assert!((four.seconds.reduce - last - hidden).abs() < 1e-9);
         let hidden = (whole - last - busy / 3.0).max(0.0);

@@ -25,13 +25,7 @@ pub fn digest_step(
 ) -> anyhow::Result<StepDigest> {
     let step = state.step;
     let due = config.trainer.checksum_every_n_steps.is_some_and(|every| step.is_multiple_of(every));
-    if due {
-        reducer.finish_gather()?;
-    }
-    let parameters = due.then(|| state.parameter_checksum()).transpose()?;
-    if let Some(checksum) = parameters {
-        assert_equal(comm, "parameters", checksum).with_context(|| format!("after step {step}"))?;
-    }
+    let parameters = if due { Some(common_parameters(state, comm, reducer)?) } else { None };
     let mut line = StepDigest {
         step,
         position: batch.position,
@@ -48,4 +42,23 @@ pub fn digest_step(
         digest.add(&mut line);
     }
     Ok(line)
+}
+
+/// The checksum of the parameters, which are the same on all ranks: as products take them, and themselves.
+fn common_parameters(
+    state: &TrainState,
+    comm: &mut dyn Collectives,
+    reducer: &mut Reducer,
+) -> anyhow::Result<u64> {
+    let mut same = |name, checksum| {
+        assert_equal(comm, name, checksum).with_context(|| format!("after step {}", state.step))
+    };
+    reducer.finish_gather()?;
+    if let Some(checksum) = state.rounded_checksum()? {
+        same("rounded parameters", checksum)?;
+    }
+    reducer.complete_parameters()?;
+    let checksum = state.parameter_checksum()?;
+    same("parameters", checksum)?;
+    Ok(checksum)
 }

@@ -27,10 +27,12 @@ impl Division {
 
     /// A rank updates its part of every bucket, and with all others what no equal parts could be cut from.
     pub fn sharded(arena_len: usize, plan: &BucketPlan, rank: usize) -> Self {
-        let shared = |counts: bool| counts.then(|| plan.shared());
-        let parts =
-            |shared: Option<Range<usize>>| Parts::new(arena_len, shared.into_iter().chain(plan.parts(rank)));
-        Self { updated: parts(shared(true)), own: parts(shared(rank == 0)) }
+        let parts = |shared: &[Range<usize>]| {
+            let mut parts: Vec<_> = shared.iter().cloned().chain(plan.parts(rank)).collect();
+            parts.sort_by_key(|part| part.start);
+            Parts::new(arena_len, parts)
+        };
+        Self { updated: parts(plan.shared()), own: parts(if rank == 0 { plan.shared() } else { &[] }) }
     }
 }
 
@@ -56,8 +58,8 @@ mod tests {
     fn every_element_is_counted_once_and_updated_by_who_counts_it() {
         for len in [0_usize, 1, 15, 16, 17, 1000, 4096, 16_384, 16_385] {
             let capacity = len.next_multiple_of(1 << 14);
-            for world_size in 1..9 {
-                let plan = BucketPlan::new(capacity, 3000, world_size);
+            for (world_size, cut) in (1..9).flat_map(|world_size| [(world_size, 0), (world_size, 4000)]) {
+                let plan = BucketPlan::new(capacity, &[cut], 3000, world_size);
                 let ranks = 0..world_size;
                 covers_once(
                     &ranks
@@ -75,12 +77,15 @@ mod tests {
     fn a_sharded_rank_keeps_its_share_only() {
         let len = 100 << 14;
         for world_size in [2, 3, 4] {
-            let plan = BucketPlan::new(len, 1 << 16, world_size);
+            let plan = BucketPlan::new(len, &[], 1 << 16, world_size);
             for rank in 0..world_size {
                 let kept = Division::sharded(len, &plan, rank).updated.len();
                 assert!(kept <= len / world_size + 16 * world_size, "{kept} of {len} on {world_size} ranks");
             }
         }
-        assert_eq!(Division::sharded(len, &BucketPlan::new(len, 1 << 16, 1), 0).updated, Parts::whole(len));
+        assert_eq!(
+            Division::sharded(len, &BucketPlan::new(len, &[], 1 << 16, 1), 0).updated,
+            Parts::whole(len)
+        );
     }
 }

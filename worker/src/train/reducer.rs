@@ -22,8 +22,12 @@ pub struct Reducer {
     final_from: usize,
     /// Buckets whose gradients are on their way.
     begun: usize,
+    /// Where the parameters begin that other ranks need rounded only, if any do.
+    rounded_from: usize,
     /// Whether parameters may be on their way.
     gathers: bool,
+    /// Whether parameters from `rounded_from` on may be old on other ranks than those that update them.
+    old: bool,
     failed: Option<CommError>,
     exposed: Duration,
 }
@@ -63,10 +67,12 @@ impl Reducer {
             exchange,
             plan: bucket_plan(trainer, arena, world_size),
             sharded: trainer.shards_optimizer(world_size),
+            rounded_from: arena.rounded_from().unwrap_or(usize::MAX),
             overlaps: trainer.overlap_reduction,
             final_from: usize::MAX,
             begun: 0,
             gathers: false,
+            old: false,
             failed: None,
             exposed: Duration::ZERO,
         }
@@ -74,7 +80,9 @@ impl Reducer {
 
     /// Where updates may be cut, in the order in which the parts should be updated: that in which a forward pass needs them.
     pub fn windows(&self) -> Vec<Range<usize>> {
-        Some(self.plan.shared()).into_iter().chain(self.plan.buckets().iter().rev().cloned()).collect()
+        let mut windows = [self.plan.shared(), self.plan.buckets()].concat();
+        windows.sort_by_key(|window| (window.start, window.end));
+        windows
     }
 
     /// Tells of gradients of the arena that are final on this rank: those that follow what was told of before, downwards.
@@ -108,22 +116,48 @@ impl Reducer {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        self.exchange.begin("gradients", ExchangeOp::AllReduce, self.plan.shared())?;
+        for shared in self.plan.shared() {
+            self.exchange.begin("gradients", ExchangeOp::AllReduce, shared.clone())?;
+        }
         self.exposed += self.exchange.finish()?;
         self.gathers = false;
         Ok(())
     }
 
-    /// Sends the updated parameters of a window to all ranks, if each has updated its own part of it only.
+    /// Sends the updated parameters of a window to all ranks, if each has updated its own part of it only: rounded if that is all
+    /// that they need for the next step.
     ///
     /// # Errors
     /// If the exchange fails.
     pub fn begin_gather(&mut self, window: Range<usize>) -> Result<(), CommError> {
-        if !self.sharded || window == self.plan.shared() {
+        let is_rounded = window.start >= self.rounded_from;
+        self.old |= is_rounded && self.sharded;
+        self.gather(if is_rounded { ExchangeOp::AllGatherRounded } else { ExchangeOp::AllGather }, window)
+    }
+
+    fn gather(&mut self, op: ExchangeOp, window: Range<usize>) -> Result<(), CommError> {
+        if !self.sharded || self.plan.shared().contains(&window) {
             return Ok(());
         }
         self.gathers = true;
-        self.exchange.begin("parameters", ExchangeOp::AllGather, window)
+        self.exchange.begin("parameters", op, window)
+    }
+
+    /// Gives all ranks the parameters themselves of every window, each from the rank that updates it.
+    ///
+    /// # Errors
+    /// If the exchange fails.
+    pub fn share_parameters(&mut self) -> Result<(), CommError> {
+        self.finish_gather()?;
+        self.share_from(0)
+    }
+
+    fn share_from(&mut self, start: usize) -> Result<(), CommError> {
+        for window in self.windows().into_iter().filter(|window| window.start >= start) {
+            self.gather(ExchangeOp::AllGather, window)?;
+        }
+        self.old = false;
+        self.finish_gather()
     }
 
     /// Waits until this rank has the parameters of a range of the arena. A failure shows when gradients are exchanged.
@@ -141,7 +175,7 @@ impl Reducer {
         self.overlaps
     }
 
-    /// Waits until this rank has all parameters.
+    /// Waits until this rank has all that the next step needs of the parameters.
     ///
     /// # Errors
     /// If the exchange fails.
@@ -152,9 +186,13 @@ impl Reducer {
         Ok(())
     }
 
-    /// Whether all parameters must be rounded once they are here, as those of other ranks have not been.
-    pub fn leaves_rounding(&self) -> bool {
-        self.sharded && !self.exchange.rounds()
+    /// Gets this rank all parameters, also those that it had rounded only. All ranks call it together.
+    ///
+    /// # Errors
+    /// If the exchange fails.
+    pub fn complete_parameters(&mut self) -> Result<(), CommError> {
+        self.finish_gather()?;
+        if self.old { self.share_from(self.rounded_from) } else { Ok(()) }
     }
 
     /// How long this rank stood still for others since the last call.
@@ -196,7 +234,7 @@ pub fn division(trainer: &TrainerConfig, arena: &Arena, rank: usize, world_size:
 fn bucket_plan(trainer: &TrainerConfig, arena: &Arena, world_size: usize) -> BucketPlan {
     const ELEMENTS_PER_MIB: usize = 1 << 18;
     let bucket = trainer.reduce_bucket_mib.saturating_mul(ELEMENTS_PER_MIB);
-    BucketPlan::new(arena.flat_grads().capacity(), bucket, world_size)
+    BucketPlan::new(arena.flat_grads().capacity(), arena.rounded_from().as_slice(), bucket, world_size)
 }
 
 #[cfg(test)]

@@ -30,12 +30,14 @@ fn reducer(overlaps: bool, sharded: bool) -> (Reducer, impl Fn() -> Asked) {
     let notes = Arc::new(Mutex::new(Asked::new()));
     let reducer = Reducer {
         exchange: Box::new(Notes(Arc::clone(&notes))),
-        plan: BucketPlan::new(CAPACITY, 1 << 18, 2),
+        plan: BucketPlan::new(CAPACITY, &[1 << 18], 1 << 18, 2),
         sharded,
         overlaps,
         final_from: usize::MAX,
         begun: 0,
+        rounded_from: 1 << 18,
         gathers: false,
+        old: false,
         failed: None,
         exposed: Duration::ZERO,
     };
@@ -54,7 +56,7 @@ fn a_bucket_begins_when_all_of_it_is_final() {
         reducer.is_final(0..(1 << 18) + 5);
         assert_eq!(begun(), [(ExchangeOp::AllReduce, bucket(1)), (ExchangeOp::AllReduce, bucket(0))]);
         reducer.finish_gradients().unwrap();
-        assert_eq!(begun(), [(ExchangeOp::AllReduce, 0..0)]);
+        assert_eq!(begun(), [(ExchangeOp::AllReduce, 0..0), (ExchangeOp::AllReduce, 1 << 18..1 << 18)]);
     }
     assert_eq!(reducer.take_exposed(), Duration::from_secs(2));
     assert_eq!(reducer.take_exposed(), Duration::ZERO);
@@ -88,13 +90,32 @@ fn without_overlap_or_micro_batches_all_begin_at_the_end() {
     reducer.is_final(0..CAPACITY);
     assert_eq!(begun(), []);
     reducer.finish_gradients().unwrap();
-    assert_eq!(begun().len(), 4);
+    assert_eq!(begun().len(), 5);
     reducer.finish_gradients().unwrap();
     let again = begun();
-    assert_eq!(again.len(), 4);
+    assert_eq!(again.len(), 5);
     assert!(again[..3].iter().all(|(op, _)| *op == ExchangeOp::ReduceScatter));
     for window in reducer.windows() {
         reducer.begin_gather(window).unwrap();
     }
     assert_eq!(begun().len(), 3);
+}
+
+#[test]
+fn ranks_get_rounded_what_products_take_and_the_rest_once_somebody_asks() {
+    let (mut reducer, begun) = reducer(true, true);
+    for window in reducer.windows() {
+        reducer.begin_gather(window).unwrap();
+    }
+    let [first, second, third] = [0, 1, 2].map(|index: usize| index << 18..(index + 1) << 18);
+    let (exact, rounded) = (ExchangeOp::AllGather, ExchangeOp::AllGatherRounded);
+    assert_eq!(begun(), [(exact, first.clone()), (rounded, second.clone()), (rounded, third.clone())]);
+    reducer.finish_gather().unwrap();
+    assert_eq!(begun(), []);
+    reducer.complete_parameters().unwrap();
+    assert_eq!(begun(), [(exact, second.clone()), (exact, third.clone())]);
+    reducer.complete_parameters().unwrap();
+    assert_eq!(begun(), []);
+    reducer.share_parameters().unwrap();
+    assert_eq!(begun(), [(exact, first), (exact, second), (exact, third)]);
 }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use checkpoints::{Checkpoint, Layout, TensorEntry};
-use ilm_model::{Error, Flat, Model};
+use half::slice::HalfFloatSliceExt;
+use ilm_model::{Element, Error, Flat, Model};
 
 use super::digest::RunDigest;
 use super::guard::Guard;
@@ -127,10 +128,7 @@ impl TrainState {
         reducer.finish_gather()?;
         let Some(ema) = &mut self.ema else { return Ok(()) };
         ema.swap(self.model.arena_mut().flat_params_mut(), self.adamw.parts())?;
-        for window in reducer.windows() {
-            reducer.begin_gather(window)?;
-        }
-        Ok(reducer.finish_gather()?)
+        Ok(reducer.share_parameters()?)
     }
 
     /// Sets the average to the parameters, if one is kept.
@@ -167,10 +165,28 @@ impl TrainState {
             None => Ok(checksum(&on_host(params)?)),
         }
     }
+
+    /// The same of the parameters that products take rounded, as this rank has them; none if products take none so.
+    ///
+    /// # Errors
+    /// If a device fails.
+    pub fn rounded_checksum(&self) -> Result<Option<u64>, Error> {
+        let arena = self.model.arena();
+        let Some((rounded, start)) = arena.flat_rounded().zip(arena.rounded_from()) else { return Ok(None) };
+        let held;
+        let values = match rounded.host() {
+            Some(values) => values,
+            None => {
+                held = on_host(rounded)?;
+                &held
+            }
+        };
+        Ok(Some(checksum(values[start..].reinterpret_cast())))
+    }
 }
 
-fn on_host(flat: &Flat<f32>) -> Result<Vec<f32>, Error> {
-    let mut held = vec![0.0; flat.len()];
+fn on_host<T: Element>(flat: &Flat<T>) -> Result<Vec<T>, Error> {
+    let mut held = vec![T::default(); flat.len()];
     flat.read(0..held.len(), &mut held)?;
     Ok(held)
 }

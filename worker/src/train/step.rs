@@ -124,7 +124,7 @@ struct Sums {
 /// Runs one step on this rank's part of a global batch. Gradients are summed over examples and ranks and divided once,
 /// by the number of examples of the whole global batch. All ranks have the same figures, so they skip the same steps. A rank that
 /// is told to stop before it has computed its part gives the step up, and all ranks leave it together. Updated parameters of other ranks
-/// may still be on their way here when it returns: [`Reducer::finish_gather`] waits for them.
+/// may still be on their way here when it returns, or be here rounded only: [`Reducer::complete_parameters`] gets them.
 ///
 /// # Errors
 /// [`NonFinite`], alike on all ranks; failing collectives; batches the model refuses.
@@ -213,7 +213,7 @@ fn accumulate(
 }
 
 /// Updates what this rank updates, window by window, and exchanges it while the next window is updated and the next forward pass
-/// runs. Who else looks at parameters waits with [`Reducer::finish_gather`].
+/// runs. Who else looks at parameters gets them by [`Reducer::complete_parameters`].
 ///
 /// # Errors
 /// If the transport or the device fails.
@@ -225,19 +225,13 @@ pub fn update_parameters(
 ) -> anyhow::Result<()> {
     let arena = state.model.arena_mut();
     for window in reducer.windows() {
-        let mut flat = arena.update_parts();
-        if reducer.leaves_rounding() {
-            flat.rounded = None;
-        }
+        let flat = arena.update_parts();
         let average = state.ema.as_mut().map(|ema| &mut ema.shadow);
         state.adamw.step(&config.optimizer, update, window.clone(), flat, average)?;
         reducer.begin_gather(window)?;
     }
     if !reducer.overlaps() {
         reducer.finish_gather()?;
-    }
-    if reducer.leaves_rounding() {
-        arena.flat_params_mut();
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Ranks that notice what one of them has alone: other parameters, or a loss that is not finite.
 
+use half::bf16;
 use std::sync::Arc;
 
 use data_pipeline::{
@@ -75,7 +76,7 @@ impl Rank {
         let figures = train_step(state, config, comm, reducer, batch, RankFlags::default())?;
         let digest = digest_step(state, comm, reducer, config, batch, &figures)?;
         // Tests look at parameters as they like.
-        reducer.finish_gather()?;
+        reducer.complete_parameters()?;
         Ok((figures, digest))
     }
 
@@ -109,6 +110,30 @@ fn a_rank_with_other_parameters_is_named() {
         let named = if comm.world_size() == 2 { "rank 0 has " } else { ", all 2 others have " };
         assert!(sentence.contains("rank 1 has ") && sentence.contains(named), "{sentence}");
         assert_eq!(exit::code_of(&error), exit::COMMUNICATION);
+    });
+}
+
+#[test]
+fn a_rank_with_other_rounded_parameters_is_named() {
+    on_ranks("proof::a_rank_with_other_rounded_parameters_is_named", &[2], |comm| {
+        let config = config(&["trainer.precision=bf16", "trainer.checksum_every_n_steps=1"]);
+        let assembly = Assembly::open(&config).expect("a tokenizer");
+        let batches = batches(&config, &assembly, comm, 1);
+        let mut rank = Rank::new(&config, &assembly, comm);
+        let (figures, _) = rank.step(comm, &batches[0]).expect("equal ranks");
+        let arena = rank.state.model.arena();
+        if let (1, Some(rounded), Some(from)) = (comm.rank(), arena.flat_rounded(), arena.rounded_from()) {
+            // SAFETY: nobody computes, and nothing is on its way.
+            unsafe { rounded.address().add(from + 5).write(bf16::NAN) };
+        }
+        let Rank { config, reducer, state } = &mut rank;
+        let error =
+            digest_step(state, comm, reducer, config, &batches[0], &figures).expect_err("one differs");
+        let sentence = format!("{error:#}");
+        assert!(
+            sentence.starts_with("after step 1: rounded parameters differ between ranks: "),
+            "{sentence}"
+        );
     });
 }
 

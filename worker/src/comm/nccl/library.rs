@@ -170,7 +170,7 @@ impl Communicator {
         self.check("ncclReduceScatter", code)
     }
 
-    /// Queues the gathering of every rank's part of `data`, `part` numbers each; `mine` is this rank's.
+    /// Queues the gathering of every rank's part of `data`, `part` words of 32 bits each, whatever they mean; `mine` is this rank's.
     ///
     /// # Safety
     /// As in [`reduce_scatter`](Self::reduce_scatter).

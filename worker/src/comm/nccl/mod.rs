@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 pub use self::library::{Communicator, NcclLibrary, UniqueId};
 use super::cuda::{COMPUTE, CudaRuntime, Event, Stream};
 use super::dynamic::GpuError;
+use super::exchange::Words;
 use super::watchdog::{Watchdog, report};
 use super::{Collectives, CommError, Exchange, ExchangeOp, FlatMemory, abort_process, assert_equal};
 use crate::vitals::{self, Call};
@@ -93,22 +94,23 @@ impl NcclExchange {
     }
 
     /// Queues an operation on a range inside the buffers behind all that has been computed so far, and a mark behind it.
-    fn queue(&mut self, op: ExchangeOp, range: Range<usize>) -> Result<Event, GpuError> {
-        let part = range.len() / self.world_size;
+    fn queue(&mut self, op: ExchangeOp, words: Words) -> Result<Event, GpuError> {
+        let part = words.len / self.world_size;
         let done = self.spare.pop().map_or_else(|| Event::new(&self.cuda), Ok)?;
         let stream = self.stream.raw();
         self.ready.record(COMPUTE)?;
         self.ready.hold(stream)?;
-        let buffer = if op == ExchangeOp::AllGather { self.memory.params } else { self.memory.grads };
-        let data = buffer.wrapping_add(range.start);
+        let data = words.first;
         let mine = data.wrapping_add(self.rank * part);
         // SAFETY: the range is inside the buffer, `mine` is this rank's equal part of it, and whoever connected has promised that
         // the buffer lives and is left alone.
         unsafe {
             match op {
-                ExchangeOp::AllReduce => self.communicator.all_reduce(data, range.len(), stream),
+                ExchangeOp::AllReduce => self.communicator.all_reduce(data, words.len, stream),
                 ExchangeOp::ReduceScatter => self.communicator.reduce_scatter(data, mine, part, stream),
-                ExchangeOp::AllGather => self.communicator.all_gather(mine, data, part, stream),
+                ExchangeOp::AllGather | ExchangeOp::AllGatherRounded => {
+                    self.communicator.all_gather(mine, data, part, stream)
+                }
             }
         }?;
         done.record(stream)?;
@@ -153,15 +155,12 @@ impl NcclExchange {
 
 impl Exchange for NcclExchange {
     fn begin(&mut self, name: &'static str, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError> {
-        let divides = op == ExchangeOp::AllReduce || range.len().is_multiple_of(self.world_size);
-        if range.start > range.end || range.end > self.memory.capacity || !divides {
-            return Err(CommError::Range { name, range, capacity: self.memory.capacity });
-        }
+        let words = self.memory.words(name, op, &range, self.world_size)?;
         if range.is_empty() {
             return Ok(());
         }
-        let call = self.watchdog.begin(name, range.len() * size_of::<f32>());
-        let queued = self.queue(op, range.clone());
+        let call = self.watchdog.begin(name, words.len * size_of::<f32>());
+        let queued = self.queue(op, words);
         self.watchdog.leave(call);
         match queued {
             Ok(done) => {
@@ -198,7 +197,7 @@ impl Exchange for NcclExchange {
     fn wait_for(&mut self, range: Range<usize>) -> Result<Duration, CommError> {
         let touches = |pending: &&Pending| {
             let overlaps = pending.range.start < range.end && range.start < pending.range.end;
-            overlaps && pending.op == ExchangeOp::AllGather
+            overlaps && pending.op.gathers()
         };
         // One stream carries all, so the newest is the last to be done.
         if let Some(newest) = self.pending.iter().rev().find(touches) {
