@@ -165,6 +165,7 @@ impl Job<'_> {
     }
 
     /// One strip of rows against a panel. The last of the sums is for blocks that reach beyond the result.
+    #[inline(always)]
     fn strip(self, unit: Configured, strip: Strip, panel: &Panel, sums: &mut [Dense]) {
         let (edge, sums) = sums.split_last_mut().expect("one more than columns");
         let adds = self.onto == Onto::Target || panel.steps.start > 0;

@@ -59,13 +59,18 @@ impl<'a> Source<'a> {
     #[inline(always)]
     pub(super) fn ask_for(&self, (strip, step): (usize, usize), steps: usize, lines: Range<usize>) {
         let (lane, inner) = (strip * STRIP, step * DEPTH);
-        for line in lines {
-            let (row, column) = if self.inner_is_dense {
-                (lane + line / steps, inner + line % steps * DEPTH)
-            } else {
-                (inner + line, lane)
-            };
-            ask_for_line(self.elements.as_ptr().wrapping_add(row * self.stride + column));
+        let at = |row: usize, column: usize| self.elements.as_ptr().wrapping_add(row * self.stride + column);
+        if !self.inner_is_dense {
+            return lines.for_each(|line| ask_for_line(at(inner + line, lane)));
+        }
+        // Counted on, as a division for every line takes as long as a part of the product.
+        let (mut row, mut step) = (lines.start / steps, lines.start % steps);
+        for _ in lines {
+            ask_for_line(at(lane + row, inner + step * DEPTH));
+            step += 1;
+            if step == steps {
+                (row, step) = (row + 1, 0);
+            }
         }
     }
 
