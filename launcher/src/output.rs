@@ -14,7 +14,8 @@ const LONGEST_LINE: usize = 1 << 20;
 
 /// Writes a line to standard error; that nobody reads it any more is no reason to end differently.
 pub fn complain(line: fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    // In one piece, as the ranks write to the same place.
+    let _ = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
 
 /// The output of all ranks; `O` and `E` are where it goes, the terminal's two streams.

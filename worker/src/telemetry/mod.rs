@@ -28,9 +28,9 @@ macro_rules! complain {
     ($($argument:tt)*) => { $crate::telemetry::write_line(std::io::stderr().lock(), format_args!($($argument)*)) };
 }
 
-/// Writes a line if anybody reads it.
+/// Writes a line if anybody reads it: in one piece, as other ranks and their launcher write to the same place.
 pub fn write_line(mut out: impl Write, line: fmt::Arguments<'_>) {
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    let _ = out.write_all(format!("{line}\n").as_bytes()).and_then(|()| out.flush());
 }
 
 /// Tells a person of something that is odd but no error.
@@ -45,4 +45,33 @@ pub fn init_logging() {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     // Fails only if a test of this process has installed one already.
     let _ = subscriber.try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// What each call has written.
+    #[derive(Default)]
+    struct Calls(Vec<String>);
+
+    impl Write for &mut Calls {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.push(String::from_utf8_lossy(bytes).into_owned());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_is_written_in_one_piece() {
+        let mut calls = Calls::default();
+        write_line(&mut calls, format_args!("error: rank {} of {} is lost", 1, 2));
+        assert_eq!(calls.0, ["error: rank 1 of 2 is lost\n"]);
+    }
 }
