@@ -174,12 +174,10 @@ impl Arena {
 
     /// Rounds the parameters anew if one has changed; to be called before products are taken.
     pub(crate) fn refresh(&self) -> Result<()> {
-        if self.stale.take()
-            && let Some(rounded) = &self.rounded
-        {
-            let all = 0..self.layout.len();
-            rounded.view(all.clone())?.f_copy_(&self.params.view(all)?)?;
-        }
+        let Some(rounded) = self.rounded.as_ref().filter(|_| self.stale.get()) else { return Ok(()) };
+        let all = 0..self.layout.len();
+        rounded.view(all.clone())?.f_copy_(&self.params.view(all)?)?;
+        self.stale.set(false);
         Ok(())
     }
 

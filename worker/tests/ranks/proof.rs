@@ -115,7 +115,7 @@ fn a_rank_with_other_parameters_is_named() {
 
 #[test]
 fn a_rank_with_other_rounded_parameters_is_named() {
-    on_ranks("proof::a_rank_with_other_rounded_parameters_is_named", &[2], |comm| {
+    on_ranks("proof::a_rank_with_other_rounded_parameters_is_named", &[2, 3], |comm| {
         let config = config(&["trainer.precision=bf16", "trainer.checksum_every_n_steps=1"]);
         let assembly = Assembly::open(&config).expect("a tokenizer");
         let batches = batches(&config, &assembly, comm, 1);
