@@ -4,7 +4,8 @@
 //! not ask: both add up and give out f32 and add to what is there, where libtorch's own products are rounded to bf16 and
 //! converted and added in passes of their own. libtorch gives f32 products to MKL, which on processors of other makers than Intel
 //! leaves more than half of their speed unused, but f32 convolutions to oneDNN, which does not. A linear map is a convolution of
-//! width 1 over a channels-last "image", so there large products go that way.
+//! width 1 over a channels-last "image", so there large products go that way. Where neither MKL nor the processor knows bf16,
+//! libtorch would take such products one number at a time: there the operands are widened to f32 first, which changes no value.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
@@ -35,6 +36,9 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         product(products, [x, weight], [false, true], &out, Onto::Nothing);
         return Ok(out);
     }
+    if let Some([x, weight]) = widened([x, weight])? {
+        return linear(&x, &weight);
+    }
     if x.kind() != Kind::Float {
         return by_torch(x, &weight.f_tr()?);
     }
@@ -50,6 +54,9 @@ pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let out = Tensor::f_empty([grad.size()[0], weight.size()[1]], (Kind::Float, grad.device()))?;
         product(products, [grad, weight], [false, false], &out, Onto::Nothing);
         return Ok(out);
+    }
+    if let Some([grad, weight]) = widened([grad, weight])? {
+        return input_grad(&grad, &weight);
     }
     if grad.kind() != Kind::Float {
         return by_torch(grad, weight);
@@ -67,6 +74,8 @@ pub(crate) fn weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor, adds: bool
     if let Some(products) = host_products(grad) {
         let onto = if adds { Onto::Target } else { Onto::Memory };
         product(products, [grad, x], [true, false], &target, onto);
+    } else if let Some([grad, x]) = widened([grad, x])? {
+        weight_grad(&target, &grad, &x, adds)?;
     } else if grad.kind() != Kind::Float {
         let _ = target.f_mul_scalar_(beta)?.f_add_(&by_torch(&grad.f_tr()?, x)?)?;
     } else if x.size()[0] >= LEAST_ROWS && suits_onednn(x, &target) {
@@ -106,10 +115,30 @@ fn by_torch(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(a.f_mm(b)?.f_to_kind(Kind::Float)?)
 }
 
+/// bf16 operands in f32, if they are on a host whose processor has no instructions for their products.
+fn widened(operands: [&Tensor; 2]) -> Result<Option<[Tensor; 2]>> {
+    let [a, b] = operands;
+    if a.kind() == Kind::Float || a.device() != Device::Cpu || knows_bf16() {
+        return Ok(None);
+    }
+    Ok(Some([a.f_to_kind(Kind::Float)?, b.f_to_kind(Kind::Float)?]))
+}
+
 fn suits_onednn(rows: &Tensor, matrix: &Tensor) -> bool {
     static SLOW_MKL: LazyLock<bool> = LazyLock::new(|| !is_intel() && tch::utils::has_mkldnn());
     let products = rows.size()[0] * matrix.numel() as i64;
     products >= LEAST_PRODUCTS && rows.device() == Device::Cpu && *SLOW_MKL
+}
+
+/// Whether libtorch's products of bf16 use instructions for them.
+#[cfg(target_arch = "x86_64")]
+fn knows_bf16() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn knows_bf16() -> bool {
+    true
 }
 
 /// Whether the processor is of MKL's own maker.

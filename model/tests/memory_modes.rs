@@ -50,7 +50,9 @@ fn the_budget_of_the_head_decides_how_but_not_what_is_computed() {
         for (found, expected) in parts.ce.iter().zip(&whole.ce) {
             assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{found} {expected}");
         }
-        assert!(relative_error(&grads, &whole_grads) < 1e-6, "{budget} MiB");
+        // Products of other sizes may be added up in another order: by oneDNN on one of AMD's processors this was 1.01e-6.
+        let error = relative_error(&grads, &whole_grads);
+        assert!(error < 2e-6, "{budget} MiB: {error}");
     }
 }
 
