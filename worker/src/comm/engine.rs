@@ -5,13 +5,14 @@ use std::ffi::c_int;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::Duration;
 
 use super::agreement::Agreement;
 use super::exchange::Words;
 use super::mpi::error_text;
-use super::ring::{Piece, Ring, Travel};
+use super::neighbour::Neighbour;
+use super::ring::{Failure, Piece, Ring, Travel};
 use super::watchdog::Watchdog;
 use super::{CommError, ExchangeOp, FlatMemory};
 use crate::vitals::Call;
@@ -24,8 +25,10 @@ pub(super) const MOST_PIECE_BYTES: usize = PIECE / 2 * size_of::<f32>();
 const LEAST_CHUNK: usize = 1 << 12;
 /// Pieces under way at a time: while one waits for a neighbour another is added.
 const UNDER_WAY: usize = 4;
-/// Pause between two looks at MPI while another thread computes.
+/// Pause between two looks at MPI while another thread computes, which looks in vain double so many times, to 0.8 ms: a bucket
+/// waits for the slowest rank longer than it travels.
 const PAUSE: Duration = Duration::from_micros(50);
+const DOUBLINGS: u32 = 4;
 /// Looks at MPI without a pause while nobody computes, before the processor is offered to other ranks.
 const LOOKS: u32 = 64;
 
@@ -57,6 +60,8 @@ impl Awaited {
 /// The thread's state.
 pub(super) struct Engine {
     ring: Ring,
+    /// The rank before, if its memory is read.
+    before: Option<Neighbour>,
     memory: FlatMemory,
     watchdog: Arc<Watchdog>,
     /// Set while nobody computes on this rank.
@@ -76,6 +81,8 @@ struct Bucket {
     op: ExchangeOp,
     range: Range<usize>,
     words: Words,
+    /// Where it begins in the rank before, if that is read.
+    theirs: Option<*const f32>,
     /// None once all ranks are known to have begun this bucket.
     agreement: Option<Agreement>,
     /// How much of its [`extent`](Bucket::extent) is under way or done.
@@ -93,12 +100,14 @@ impl Engine {
     /// `memory` stays valid while the thread runs, its users keep the promise of `Exchange`, and nobody else uses `ring.comm`.
     pub(super) unsafe fn new(
         ring: Ring,
+        before: Option<Neighbour>,
         memory: FlatMemory,
         watchdog: Arc<Watchdog>,
         hurry: Arc<AtomicBool>,
     ) -> Self {
         Self {
             ring,
+            before,
             memory,
             watchdog,
             hurry,
@@ -112,7 +121,7 @@ impl Engine {
     /// Works until the other end is dropped and nothing is under way, or something fails.
     pub(super) fn run(mut self, orders: &Receiver<Order>, replies: &Sender<Result<(), CommError>>) {
         let mut awaited: Option<Awaited> = None;
-        let mut looks = 0;
+        let mut vain = 0;
         loop {
             let idle = self.buckets.is_empty();
             if let Some(wanted) = &awaited
@@ -123,8 +132,7 @@ impl Engine {
                     return;
                 }
             }
-            let order =
-                if idle { orders.recv().map_err(|_| TryRecvError::Disconnected) } else { orders.try_recv() };
+            let order = self.next_order(orders, vain);
             let worked = match order {
                 Ok(Order::Begin(call, op, range)) => self.begin(call, op, range).map(|()| true),
                 Ok(Order::Wait(wanted)) => {
@@ -135,8 +143,8 @@ impl Engine {
                 Err(_) => self.progress(),
             };
             match worked {
-                Ok(true) => looks = 0,
-                Ok(false) => self.pause(&mut looks),
+                Ok(true) => vain = 0,
+                Ok(false) => vain += 1,
                 Err(error) => {
                     // The other end asks when it next finishes, and all ranks end with an error then.
                     self.buckets.iter().for_each(|bucket| self.watchdog.leave(bucket.call));
@@ -147,22 +155,34 @@ impl Engine {
         }
     }
 
-    fn pause(&self, looks: &mut u32) {
-        *looks += 1;
-        if !self.hurry.load(Ordering::Relaxed) {
-            std::thread::sleep(PAUSE);
-        } else if *looks > LOOKS {
+    /// The next order, if there is one before it is time to look at MPI again; that gets rarer with looks in vain.
+    fn next_order(&self, orders: &Receiver<Order>, vain: u32) -> Result<Order, TryRecvError> {
+        if self.buckets.is_empty() {
+            return orders.recv().map_err(|_| TryRecvError::Disconnected);
+        }
+        if vain > 0 && !self.hurry.load(Ordering::Relaxed) {
+            let pause = PAUSE * (1 << (vain - 1).min(DOUBLINGS));
+            return orders.recv_timeout(pause).map_err(|error| match error {
+                RecvTimeoutError::Timeout => TryRecvError::Empty,
+                RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
+            });
+        }
+        if vain > LOOKS {
             std::thread::yield_now();
         }
+        orders.try_recv()
     }
 
     fn begin(&mut self, call: Call, op: ExchangeOp, range: Range<usize>) -> Result<(), CommError> {
         let Call { name, number, .. } = call;
-        let words = self.memory.words(name, op, &range, self.ring.world_size)?;
+        let place = |memory: &FlatMemory| memory.words(name, op, &range, self.ring.world_size);
+        let words = place(&self.memory)?;
+        let theirs = self.before.as_ref().map(|before| place(before.memory())).transpose()?;
+        let theirs = theirs.map(|words| words.first.cast_const());
         let agreement = Agreement::begin(self.ring.comm, &format!("{name} {op:?} {range:?} {number}"))
             .map_err(|code| transport(name, number, code))?;
         let agreement = Some(agreement);
-        self.buckets.push_back(Bucket { call, op, range, words, agreement, sent: 0, under_way: 0 });
+        self.buckets.push_back(Bucket { call, op, range, words, theirs, agreement, sent: 0, under_way: 0 });
         Ok(())
     }
 
@@ -174,7 +194,7 @@ impl Engine {
         }
         for _ in 0..self.travels.len() {
             let Some((sequence, mut travel)) = self.travels.pop_front() else { break };
-            moved |= travel.advance().map_err(|code| transport("bucket", sequence, code))?;
+            moved |= travel.advance(&mut self.before).map_err(|failure| failed(sequence, failure))?;
             if travel.has_ended() {
                 self.scratches.push(travel.into_scratch());
                 self.arrived(sequence);
@@ -194,12 +214,13 @@ impl Engine {
         if !bucket.has_agreed(ring)? {
             return Ok(false);
         }
+        let theirs = bucket.theirs.map(|theirs| theirs.wrapping_add(bucket.sent));
         let piece = bucket.next_piece(ring);
         // Neighbours have at most the same number of pieces under way, so twice as many tags tell them apart.
         let tag = (self.pieces % (2 * UNDER_WAY as u64)) as c_int;
         let scratch = self.scratches.pop().unwrap_or_default();
         // SAFETY: the bucket lies in memory that nobody touches before it is complete, by the promise of `Exchange`.
-        let travel = unsafe { Travel::start(ring, bucket.op, piece, tag, scratch) };
+        let travel = unsafe { Travel::start(ring, bucket.op, piece, theirs, tag, scratch) };
         let travel = travel.map_err(|code| transport(bucket.call.name, bucket.call.number, code))?;
         self.pieces += 1;
         self.travels.push_back((bucket.call.number, travel));
@@ -262,6 +283,13 @@ impl Bucket {
         self.sent += taken;
         self.under_way += 1;
         piece
+    }
+}
+
+fn failed(sequence: u64, failure: Failure) -> CommError {
+    match failure {
+        Failure::Mpi(code) => transport("bucket", sequence, code),
+        Failure::Memory(error) => CommError::Memory { sequence, error },
     }
 }
 

@@ -14,6 +14,7 @@ mod launch_env;
 mod mpi;
 mod mpi_exchange;
 mod nccl;
+mod neighbour;
 mod notices;
 mod ring;
 mod solo;
@@ -125,6 +126,17 @@ pub enum CommError {
         sequence: u64,
         /// MPI's own text.
         message: String,
+    },
+    /// The kernel refuses to copy from the memory of the rank before, as it did not at first.
+    #[error(
+        "the memory of the rank before cannot be read in collective 'bucket' (number {sequence}): {error}; with \
+         OMPI_MCA_btl_vader_single_copy_mechanism=none ranks send messages instead"
+    )]
+    Memory {
+        /// Number of the collective since the start.
+        sequence: u64,
+        /// Why not.
+        error: nix::errno::Errno,
     },
     /// NCCL or a GPU failed in a collective.
     #[error("NCCL failed in collective '{name}' (number {sequence}): {message}")]

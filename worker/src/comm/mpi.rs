@@ -14,6 +14,7 @@ use mpi::traits::{AsRaw, Communicator};
 use super::agreement::Agreement;
 use super::engine::MOST_PIECE_BYTES;
 use super::mpi_exchange::MpiExchange;
+use super::neighbour::Neighbours;
 use super::notices::{Notices, Word};
 use super::ring::Ring;
 use super::watchdog::{GRACE, Watchdog, report};
@@ -145,14 +146,15 @@ impl Collectives for Mpi {
     }
 
     unsafe fn exchange(&mut self, memory: FlatMemory) -> Result<Box<dyn Exchange>, CommError> {
+        let Neighbours { before, read_by_next } = Neighbours::find(self, memory)?;
         let comm = self.collective("exchange", 0, |comm| {
             let mut own = comm;
             // SAFETY: a valid communicator; the copy gets its error handler as well.
             check(unsafe { ffi::MPI_Comm_dup(comm, &raw mut own) }).map(|()| own)
         })?;
-        let ring = Ring { comm, rank: self.rank, world_size: self.world_size };
+        let ring = Ring { comm, rank: self.rank, world_size: self.world_size, read_by_next };
         // SAFETY: the caller's promise, and the communicator is new.
-        Ok(Box::new(unsafe { MpiExchange::start(ring, memory, Arc::clone(&self.watchdog))? }))
+        Ok(Box::new(unsafe { MpiExchange::start(ring, before, memory, Arc::clone(&self.watchdog))? }))
     }
 }
 

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::engine::{Awaited, Engine, Order};
+use super::neighbour::Neighbour;
 use super::ring::Ring;
 use super::watchdog::Watchdog;
 use super::{CommError, Exchange, ExchangeOp, FlatMemory};
@@ -35,6 +36,7 @@ impl MpiExchange {
     /// `memory` outlives the exchange, its users keep the promise of [`Exchange`], and nobody else uses `ring.comm`.
     pub(super) unsafe fn start(
         ring: Ring,
+        before: Option<Neighbour>,
         memory: FlatMemory,
         watchdog: Arc<Watchdog>,
     ) -> Result<Self, CommError> {
@@ -42,7 +44,7 @@ impl MpiExchange {
         let (their_replies, replies) = channel();
         let hurry = Arc::new(AtomicBool::new(false));
         // SAFETY: the caller's promise; the thread ends when this value is dropped.
-        let engine = unsafe { Engine::new(ring, memory, Arc::clone(&watchdog), Arc::clone(&hurry)) };
+        let engine = unsafe { Engine::new(ring, before, memory, Arc::clone(&watchdog), Arc::clone(&hurry)) };
         let thread = std::thread::Builder::new()
             .name("ilm-exchange".into())
             .spawn(move || engine.run(&their_orders, &their_replies))

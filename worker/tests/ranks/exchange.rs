@@ -9,7 +9,7 @@ use ilm_model::Flat;
 use tch::Device;
 use worker::comm::{BucketPlan, Collectives, CommError, Exchange, ExchangeOp, FlatMemory, ReduceOp};
 
-use crate::{on_ranks, on_ranks_in};
+use crate::{on_ranks, on_ranks_in, on_ranks_with};
 
 /// Parameters and gradients of one rank, and the exchange that is dropped before them.
 struct Buffers {
@@ -55,46 +55,54 @@ const LEN: usize = 41 << 14;
 
 #[test]
 fn buckets_are_summed_scattered_and_gathered_in_place() {
-    on_ranks("exchange::buckets_are_summed_scattered_and_gathered_in_place", &[2, 3, 4], |comm| {
-        let (rank, world_size) = (comm.rank(), comm.world_size());
-        let sum = |i: usize| (0..world_size).map(|rank| Buffers::value(i, rank, 3)).sum::<f32>();
-        for bucket in [5000, 200_000, usize::MAX >> 8] {
-            let plan = BucketPlan::new(LEN, &[], bucket, world_size);
+    on_ranks("exchange::buckets_are_summed_scattered_and_gathered_in_place", &[2, 3, 4], check_operations);
+}
 
-            let mut all = Buffers::new(comm, LEN);
-            all.run(ExchangeOp::AllReduce, &plan);
-            let rest = plan.shared()[0].clone();
-            all.exchange.begin("rest", ExchangeOp::AllReduce, rest.clone()).expect("the rest begins");
-            all.exchange.finish().expect("the rest ends");
-            let found = all.grads.host().expect("host memory");
-            assert!((0..LEN).all(|i| found[i] == sum(i)), "all-reduce of buckets of {bucket}");
+#[test]
+fn they_are_so_where_ranks_may_not_read_each_others_memory() {
+    let test = "exchange::they_are_so_where_ranks_may_not_read_each_others_memory";
+    on_ranks_with(&[("OMPI_MCA_btl_vader_single_copy_mechanism", "none")], test, &[2, 3], check_operations);
+}
 
-            let mut parts = Buffers::new(comm, LEN);
-            parts.run(ExchangeOp::ReduceScatter, &plan);
-            let found = parts.grads.host().expect("host memory");
-            assert!(plan.parts(rank).flatten().all(|i| found[i] == sum(i)), "reduce-scatter of {bucket}");
+fn check_operations(comm: &mut dyn Collectives) {
+    let (rank, world_size) = (comm.rank(), comm.world_size());
+    let sum = |i: usize| (0..world_size).map(|rank| Buffers::value(i, rank, 3)).sum::<f32>();
+    for bucket in [5000, 200_000, usize::MAX >> 8] {
+        let plan = BucketPlan::new(LEN, &[], bucket, world_size);
 
-            parts.run(ExchangeOp::AllGather, &plan);
-            let found = parts.params.host().expect("host memory");
-            for owner in 0..world_size {
-                let expected = |i| found[i] == Buffers::value(i, owner, 7);
-                assert!(plan.parts(owner).flatten().all(expected), "all-gather of {bucket} from {owner}");
-            }
-            let untouched = |i| found[i] == Buffers::value(i, rank, 7);
-            assert!(rest.clone().all(untouched), "what is in no bucket is nobody's business");
+        let mut all = Buffers::new(comm, LEN);
+        all.run(ExchangeOp::AllReduce, &plan);
+        let rest = plan.shared()[0].clone();
+        all.exchange.begin("rest", ExchangeOp::AllReduce, rest.clone()).expect("the rest begins");
+        all.exchange.finish().expect("the rest ends");
+        let found = all.grads.host().expect("host memory");
+        assert!((0..LEN).all(|i| found[i] == sum(i)), "all-reduce of buckets of {bucket}");
 
-            let own = plan.parts(rank).flatten();
-            let rounded = parts.rounded.host_mut().expect("host memory");
-            own.for_each(|i| rounded[i] = bf16::from_f32(Buffers::value(i, rank, 5)));
-            parts.run(ExchangeOp::AllGatherRounded, &plan);
-            let rounded = parts.rounded.host().expect("host memory");
-            for owner in 0..world_size {
-                let expected = |i| rounded[i] == bf16::from_f32(Buffers::value(i, owner, 5));
-                assert!(plan.parts(owner).flatten().all(expected), "gathering rounded {bucket} from {owner}");
-            }
-            assert!(rest.clone().all(|i| rounded[i] == bf16::ZERO));
+        let mut parts = Buffers::new(comm, LEN);
+        parts.run(ExchangeOp::ReduceScatter, &plan);
+        let found = parts.grads.host().expect("host memory");
+        assert!(plan.parts(rank).flatten().all(|i| found[i] == sum(i)), "reduce-scatter of {bucket}");
+
+        parts.run(ExchangeOp::AllGather, &plan);
+        let found = parts.params.host().expect("host memory");
+        for owner in 0..world_size {
+            let expected = |i| found[i] == Buffers::value(i, owner, 7);
+            assert!(plan.parts(owner).flatten().all(expected), "all-gather of {bucket} from {owner}");
         }
-    });
+        let untouched = |i| found[i] == Buffers::value(i, rank, 7);
+        assert!(rest.clone().all(untouched), "what is in no bucket is nobody's business");
+
+        let own = plan.parts(rank).flatten();
+        let rounded = parts.rounded.host_mut().expect("host memory");
+        own.for_each(|i| rounded[i] = bf16::from_f32(Buffers::value(i, rank, 5)));
+        parts.run(ExchangeOp::AllGatherRounded, &plan);
+        let rounded = parts.rounded.host().expect("host memory");
+        for owner in 0..world_size {
+            let expected = |i| rounded[i] == bf16::from_f32(Buffers::value(i, owner, 5));
+            assert!(plan.parts(owner).flatten().all(expected), "gathering rounded {bucket} from {owner}");
+        }
+        assert!(rest.clone().all(|i| rounded[i] == bf16::ZERO));
+    }
 }
 
 #[test]
