@@ -65,6 +65,10 @@ pub(super) struct Piece {
     pub(super) limit: usize,
 }
 
+/// What a message carries: address and number of values.
+type Contents = (*mut f32, usize);
+const NOTHING: Contents = (std::ptr::null_mut(), 0);
+
 /// A piece under way.
 pub(super) struct Travel {
     ring: Ring,
@@ -165,17 +169,16 @@ impl Travel {
     fn post(&mut self) -> Result<(), c_int> {
         self.taken = false;
         let ((place, received), (source, sent)) = (self.chunk(self.step + 2), self.chunk(self.step + 1));
-        let nothing = (std::ptr::null_mut(), 0);
         let incoming = match self.theirs {
-            Some(_) => nothing,
+            Some(_) => NOTHING,
             None if self.step < self.reduce_until => (self.scratch.as_mut_ptr(), received),
             None => (self.own(place), received),
         };
-        let outgoing = if self.ring.read_by_next { nothing } else { (self.own(source), sent) };
+        let outgoing = if self.ring.read_by_next { NOTHING } else { (self.own(source), sent) };
         self.incoming = self.receive(incoming, self.previous(), self.tag)?;
         self.others[0] = self.send(outgoing, self.next(), self.tag)?;
         if self.ring.read_by_next {
-            self.others[1] = self.receive(nothing, self.next(), self.tag + 1)?;
+            self.others[1] = self.receive(NOTHING, self.next(), self.tag + 1)?;
         }
         Ok(())
     }
@@ -195,41 +198,25 @@ impl Travel {
         let theirs = theirs.wrapping_add(offset);
         let there = if reduces { before.add(theirs, values)? } else { before.copy(theirs, values)? };
         if there {
-            self.others[2] = self.send((std::ptr::null_mut(), 0), self.previous(), self.tag + 1)?;
+            self.others[2] = self.send(NOTHING, self.previous(), self.tag + 1)?;
         }
         Ok(there)
     }
 
-    fn receive(
-        &self,
-        (place, len): (*mut f32, usize),
-        rank: c_int,
-        tag: c_int,
-    ) -> Result<ffi::MPI_Request, c_int> {
-        // SAFETY: a constant of an initialised MPI.
-        let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
+    fn receive(&self, (place, len): Contents, rank: c_int, tag: c_int) -> Result<ffi::MPI_Request, c_int> {
         let comm = self.ring.comm;
         // SAFETY: a chunk (or the scratch, which is as long) stays in place and untouched until the request is complete.
-        check(unsafe {
-            ffi::MPI_Irecv(place.cast(), len as c_int, ffi::RSMPI_FLOAT, rank, tag, comm, &raw mut request)
-        })?;
-        Ok(request)
+        begin(|request| unsafe {
+            ffi::MPI_Irecv(place.cast(), len as c_int, ffi::RSMPI_FLOAT, rank, tag, comm, request)
+        })
     }
 
-    fn send(
-        &self,
-        (values, len): (*mut f32, usize),
-        rank: c_int,
-        tag: c_int,
-    ) -> Result<ffi::MPI_Request, c_int> {
-        // SAFETY: a constant of an initialised MPI.
-        let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
+    fn send(&self, (values, len): Contents, rank: c_int, tag: c_int) -> Result<ffi::MPI_Request, c_int> {
         let comm = self.ring.comm;
         // SAFETY: as in `receive`.
-        check(unsafe {
-            ffi::MPI_Isend(values.cast(), len as c_int, ffi::RSMPI_FLOAT, rank, tag, comm, &raw mut request)
-        })?;
-        Ok(request)
+        begin(|request| unsafe {
+            ffi::MPI_Isend(values.cast(), len as c_int, ffi::RSMPI_FLOAT, rank, tag, comm, request)
+        })
     }
 
     fn next(&self) -> c_int {
@@ -252,6 +239,13 @@ impl Travel {
     fn own(&self, offset: usize) -> *mut f32 {
         self.piece.first.wrapping_add(offset)
     }
+}
+
+/// The request that a call fills in.
+fn begin(call: impl FnOnce(*mut ffi::MPI_Request) -> c_int) -> Result<ffi::MPI_Request, c_int> {
+    // SAFETY: a constant of an initialised MPI.
+    let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
+    check(call(&raw mut request)).map(|()| request)
 }
 
 /// Whether these requests are complete; MPI sets them to null then.
