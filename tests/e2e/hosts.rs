@@ -80,6 +80,9 @@ fn a_run_whose_link_was_cut_goes_on_when_it_is_back() {
 
     let finished = wait(child).expect(0);
     assert!(finished.stdout.contains("resuming from"), "{}", finished.stdout);
+    // The hosts are one machine, whose processes could read each other's memory.
+    let exchange = |line: &str| line.starts_with("exchange ") && line.ends_with(" messages of MPI");
+    assert!(finished.stdout.lines().any(exchange), "{}", finished.stdout);
     run(mpirun(2).args(training(&reference))).expect(0);
     assert!(
         checkpoint_bits(&reference, STEPS) == checkpoint_bits(&run_dir, STEPS),

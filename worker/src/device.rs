@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
-use nix::unistd::gethostname;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::comm::{Collectives, CudaRuntime, Exchange, FlatMemory, Gpu, GpuError, NcclExchange, NcclLibrary};
 use crate::config::DeviceChoice;
+use crate::host;
 use crate::telemetry;
 
 /// Ranks and GPUs do not fit each other.
@@ -182,7 +182,7 @@ struct Found {
 
 impl Found {
     fn here() -> Self {
-        let host = gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let host = host::name();
         let seen = CudaRuntime::open().and_then(|cuda| Ok((cuda.gpus()?, cuda)));
         match seen {
             Err(error) => {

@@ -12,6 +12,7 @@ pub mod device;
 pub mod eval;
 pub mod exit;
 pub mod generate;
+pub mod host;
 pub mod jobs;
 pub mod memory;
 pub mod optim;

@@ -3,9 +3,10 @@
 //! Left alone, libtorch takes every core when ranks are not bound, and one thread under mpirun whatever the binding.
 
 use nix::sched::{CpuSet, sched_getaffinity};
-use nix::unistd::{Pid, gethostname};
+use nix::unistd::Pid;
 
 use crate::comm::{Collectives, CommError};
+use crate::host;
 
 /// Threads for this rank: `requested`, or its processors divided by the ranks of this host that share any of them.
 ///
@@ -43,7 +44,7 @@ struct Binding {
 
 impl Binding {
     fn of_this_process() -> Self {
-        let host = gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let host = host::name();
         let processors = match sched_getaffinity(Pid::from_raw(0)) {
             Ok(set) => (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect(),
             Err(_) => (0..std::thread::available_parallelism().map_or(1, usize::from)).collect(),

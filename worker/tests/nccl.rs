@@ -79,6 +79,7 @@ fn sums(comm: &mut dyn Collectives) -> anyhow::Result<()> {
     let (rank, half) = (comm.rank(), LEN / 2);
     let mut buffers = Buffers::new();
     let mut exchange = open(comm, &buffers, 60)?;
+    ensure!(exchange.describe() == "NCCL 2.29.7", "the stand-in's version");
     for round in 1..3 {
         let value = |rank: usize, index: usize| (round * 1000 + rank * 100 + index % 7) as f32;
         let sum = |index: usize| (0..RANKS).map(|rank| value(rank, index)).sum::<f32>();

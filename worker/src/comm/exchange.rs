@@ -118,6 +118,9 @@ pub trait Exchange {
     /// # Errors
     /// As [`finish`](Self::finish); a failure may also show there only.
     fn wait_for(&mut self, range: Range<usize>) -> Result<Duration, CommError>;
+
+    /// What buckets travel by, for the reader of a log.
+    fn describe(&self) -> String;
 }
 
 /// The exchange of a single rank: every operation is already done.
@@ -135,5 +138,9 @@ impl Exchange for Alone {
 
     fn wait_for(&mut self, _range: Range<usize>) -> Result<Duration, CommError> {
         Ok(Duration::ZERO)
+    }
+
+    fn describe(&self) -> String {
+        "none, one rank".to_owned()
     }
 }

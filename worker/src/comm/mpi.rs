@@ -146,7 +146,7 @@ impl Collectives for Mpi {
     }
 
     unsafe fn exchange(&mut self, memory: FlatMemory) -> Result<Box<dyn Exchange>, CommError> {
-        let Neighbours { before, read_by_next } = Neighbours::find(self, memory)?;
+        let Neighbours { before, read_by_next, readers } = Neighbours::find(self, memory)?;
         let comm = self.collective("exchange", 0, |comm| {
             let mut own = comm;
             // SAFETY: a valid communicator; the copy gets its error handler as well.
@@ -154,7 +154,9 @@ impl Collectives for Mpi {
         })?;
         let ring = Ring { comm, rank: self.rank, world_size: self.world_size, read_by_next };
         // SAFETY: the caller's promise, and the communicator is new.
-        Ok(Box::new(unsafe { MpiExchange::start(ring, before, memory, Arc::clone(&self.watchdog))? }))
+        let exchange =
+            unsafe { MpiExchange::start(ring, before, readers, memory, Arc::clone(&self.watchdog))? };
+        Ok(Box::new(exchange))
     }
 }
 

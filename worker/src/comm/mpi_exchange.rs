@@ -27,6 +27,8 @@ pub(super) struct MpiExchange {
     thread: Option<JoinHandle<()>>,
     memory: FlatMemory,
     world_size: usize,
+    /// Ranks that read the memory of the one before them.
+    readers: usize,
 }
 
 impl MpiExchange {
@@ -37,6 +39,7 @@ impl MpiExchange {
     pub(super) unsafe fn start(
         ring: Ring,
         before: Option<Neighbour>,
+        readers: usize,
         memory: FlatMemory,
         watchdog: Arc<Watchdog>,
     ) -> Result<Self, CommError> {
@@ -57,6 +60,7 @@ impl MpiExchange {
             thread: Some(thread),
             memory,
             world_size: ring.world_size,
+            readers,
         })
     }
 
@@ -86,6 +90,18 @@ impl Exchange for MpiExchange {
 
     fn wait_for(&mut self, range: Range<usize>) -> Result<Duration, CommError> {
         self.wait(Awaited::Gathered(range))
+    }
+
+    fn describe(&self) -> String {
+        match self.readers {
+            0 => "messages of MPI".to_owned(),
+            readers if readers == self.world_size => {
+                "memory of the rank before, which is on this host".to_owned()
+            }
+            readers => {
+                format!("messages of MPI; {readers} ranks read the memory of the one before, on their host")
+            }
+        }
     }
 }
 

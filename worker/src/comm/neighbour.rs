@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Collectives, CommError, FlatMemory};
+use crate::host;
 
 /// Elements that are read at once when they are to be added, 128 KiB: they stay in a core's own cache, and shorter parts cost more
 /// calls than they save.
@@ -34,23 +35,30 @@ pub(super) struct Neighbours {
     pub(super) before: Option<Neighbour>,
     /// Whether the rank after this one reads this one's memory.
     pub(super) read_by_next: bool,
+    /// Ranks that read the memory of the one before them.
+    pub(super) readers: usize,
 }
 
 impl Neighbours {
-    /// Finds out on all ranks at once, by a random number that only the right process on this host has.
+    /// Finds out on all ranks at once: by the host's name, and by a random number that only the right process has.
     ///
     /// # Errors
     /// A failing collective.
     pub(super) fn find(comm: &mut dyn Collectives, memory: FlatMemory) -> Result<Self, CommError> {
         let (rank, world_size) = (comm.rank(), comm.world_size());
         let secret = Box::new(RandomState::new().hash_one(rank));
-        let cards = comm.all_gather("neighbours", Card::new(&secret, memory).as_bytes())?;
-        let card = Card::read_from_bytes(&cards[(rank + world_size - 1) % world_size]).ok();
+        let host = host::name();
+        let mine = [Card::new(&secret, memory).as_bytes(), host.as_bytes()].concat();
+        let all = comm.all_gather("neighbours", &mine)?;
         let wanted = std::env::var(SETTING).as_deref() != Ok("none");
-        let before = card.filter(|_| wanted).and_then(|card| card.neighbour());
+        let card = Card::read_from_prefix(&all[(rank + world_size - 1) % world_size]).ok();
+        let card = card.filter(|(_, theirs)| wanted && *theirs == host.as_bytes());
+        let before = card.and_then(|(card, _)| card.neighbour());
         // Whoever answers has read its neighbour's secret.
         let answers = comm.all_gather("readers", &[u8::from(before.is_some())])?;
-        Ok(Self { before, read_by_next: answers[(rank + 1) % world_size] == [1] })
+        let reads = |answer: &Vec<u8>| *answer == [1];
+        let readers = answers.iter().filter(|answer| reads(answer)).count();
+        Ok(Self { before, read_by_next: reads(&answers[(rank + 1) % world_size]), readers })
     }
 }
 
@@ -151,9 +159,9 @@ mod tests {
         let (mut params, mut grads) = ([1.0; 5], [2.0; 5]);
         let own = memory(&mut params, &mut grads);
         // a ring of one: it is its own neighbour
-        let Neighbours { before, read_by_next } = Neighbours::find(&mut Solo, own).unwrap();
+        let Neighbours { before, read_by_next, readers } = Neighbours::find(&mut Solo, own).unwrap();
         let mut before = before.expect("a process reads its own memory");
-        assert!(read_by_next);
+        assert!(read_by_next && readers == 1);
         assert_eq!((before.memory().params, before.memory().capacity), (own.params, 5));
         let mut values = vec![0.5; 3];
         assert_eq!(before.add(before.memory().grads, &mut values), Ok(true));

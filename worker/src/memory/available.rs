@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use nix::unistd::gethostname;
-
 use crate::comm::{Collectives, CommError};
+use crate::host;
 
 /// Bytes that each rank may take: the least of any rank, so that all ranks get the same answer. To be called before the
 /// ranks take much memory.
@@ -13,7 +12,7 @@ use crate::comm::{Collectives, CommError};
 /// # Errors
 /// If the ranks cannot exchange what they found.
 pub fn available_per_rank(comm: &mut dyn Collectives) -> Result<u64, CommError> {
-    let host = gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let host = host::name();
     let mine = format!("{} {host}", available(Path::new("/")));
     let all = comm.all_gather("available memory", mine.as_bytes())?;
     let all: Vec<String> = all.iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect();

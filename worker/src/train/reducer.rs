@@ -195,6 +195,11 @@ impl Reducer {
         if self.old { self.share_from(self.rounded_from) } else { Ok(()) }
     }
 
+    /// What gradients and parameters travel by, for the reader of a log.
+    pub fn describe(&self) -> String {
+        self.exchange.describe()
+    }
+
     /// How long this rank stood still for others since the last call.
     pub fn take_exposed(&mut self) -> Duration {
         std::mem::take(&mut self.exposed)

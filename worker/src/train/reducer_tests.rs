@@ -22,6 +22,10 @@ impl Exchange for Notes {
     fn wait_for(&mut self, _range: Range<usize>) -> Result<Duration, CommError> {
         Ok(Duration::from_secs(5))
     }
+
+    fn describe(&self) -> String {
+        "notes".to_owned()
+    }
 }
 
 const CAPACITY: usize = 3 << 18;

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use super::{Flight, Phase, VITALS, place, stacks};
+use crate::host;
 use crate::telemetry;
 
 /// Between two looks at the rank.
@@ -39,7 +40,7 @@ fn is_fresh(path: &Path) -> bool {
     let read = || -> Option<bool> {
         let beat: serde_json::Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
         let age = fs::metadata(path).ok()?.modified().ok()?.elapsed().unwrap_or_default();
-        let is_gone = beat["host"] == host() && !Path::new(&format!("/proc/{}", beat["pid"])).exists();
+        let is_gone = beat["host"] == host::name() && !Path::new(&format!("/proc/{}", beat["pid"])).exists();
         Some(age < LATELY && !is_gone)
     };
     read().unwrap_or(false)
@@ -57,14 +58,10 @@ fn begin(run_dir: &Path, rank: usize, world_size: usize) -> io::Result<()> {
     }
     VITALS.note(super::flight::PLACE, None);
     stacks::prepare()?;
-    let heart = Heart { path: folder.join(format!("rank-{rank}.json")), rank, host: host() };
+    let heart = Heart { path: folder.join(format!("rank-{rank}.json")), rank, host: host::name() };
     heart.beat()?;
     std::thread::Builder::new().name("ilm-heartbeat".into()).spawn(move || heart.run())?;
     Ok(())
-}
-
-fn host() -> String {
-    nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 struct Heart {
@@ -150,8 +147,8 @@ mod tests {
             is_fresh(&path)
         };
         assert!(!is_fresh(&path));
-        assert!(is_fresh_of(&host(), std::process::id()));
-        assert!(!is_fresh_of(&host(), u32::MAX));
+        assert!(is_fresh_of(&host::name(), std::process::id()));
+        assert!(!is_fresh_of(&host::name(), u32::MAX));
         assert!(is_fresh_of("elsewhere", u32::MAX));
         let old = SystemTime::now() - 2 * LATELY;
         fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();

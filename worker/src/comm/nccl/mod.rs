@@ -28,6 +28,8 @@ pub struct NcclExchange {
     world_size: usize,
     memory: FlatMemory,
     cuda: Arc<CudaRuntime>,
+    /// NCCL's, as one number.
+    version: u32,
     communicator: Communicator,
     stream: Stream,
     /// Behind what has been computed at a `begin`.
@@ -72,7 +74,8 @@ impl NcclExchange {
             abort_process(exit::COMMUNICATION);
         };
         let watchdog = Watchdog::start(rank, timeout, || {}, expired).map_err(|_| CommError::Start)?;
-        assert_equal(comm, "versions of NCCL", u64::from(nccl.version()?))?;
+        let version = nccl.version()?;
+        assert_equal(comm, "versions of NCCL", u64::from(version))?;
         let id = share_id(comm, nccl)?;
         let call = watchdog.begin("connection of GPUs", 0);
         let communicator = Communicator::connect(nccl, id, rank, world_size);
@@ -86,6 +89,7 @@ impl NcclExchange {
             ready: Event::new(cuda)?,
             computed: Event::new(cuda)?,
             cuda: Arc::clone(cuda),
+            version,
             pending: VecDeque::new(),
             spare: Vec::new(),
             timeout,
@@ -204,6 +208,11 @@ impl Exchange for NcclExchange {
             newest.done.hold(COMPUTE)?;
         }
         Ok(Duration::ZERO)
+    }
+
+    fn describe(&self) -> String {
+        let [major, minor, patch] = [self.version / 10_000, self.version / 100 % 100, self.version % 100];
+        format!("NCCL {major}.{minor}.{patch}")
     }
 }
 

@@ -142,10 +142,8 @@ impl Run<'_> {
         if rank == 0 {
             replace_file(&self.run_dir.config(), &self.resolved.render())?;
             replace_file(&self.run_dir.dataset(), &serde_json::to_string_pretty(&self.dataset.manifest())?)?;
-            say!("{}", self.banner(&site, limit, world_size));
-            initial.iter().for_each(|weights| say!("starting from {weights}"));
-            limit.warning().iter().for_each(|warning| telemetry::warn(warning));
         }
+        let banner = self.banner(&site, limit, world_size);
         let Site { device, mut state, .. } = site;
         let tokens = config::validate::micro_batch_limit(self.config(), Some(limit.tokens));
         let plan = config::validate::batch_plan(self.config(), tokens, comm.rank(), world_size)?;
@@ -153,6 +151,11 @@ impl Run<'_> {
         // SAFETY: the state outlives the steps, and a step goes by the rules that the reducer sets.
         let reducer =
             unsafe { Reducer::connect(&device, comm, &self.config().trainer, state.model.arena())? };
+        if rank == 0 {
+            say!("{}", banner.line("exchange", reducer.describe()));
+            initial.iter().for_each(|weights| say!("starting from {weights}"));
+            limit.warning().iter().for_each(|warning| telemetry::warn(warning));
+        }
         let saves = Saves::since(state.step);
         let mut steps = Steps { run: self, plan, comm, reducer, saver, saves };
         // A rank that fails ends its peers here, while the exchange may still have something under way.
