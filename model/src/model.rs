@@ -96,11 +96,14 @@ impl Model {
         self.cleared = true;
     }
 
-    /// Makes gradients that were cleared readable if there was no micro-batch after all.
+    /// Makes up for micro-batches that a step did not have after all: gradients that were cleared become readable, and parameters
+    /// that were changed are rounded. Later that would be too late: those of other ranks arrive rounded when the step ends, and
+    /// rounding old values would undo them.
     ///
     /// # Errors
     /// A device that fails.
     pub fn settle_grads(&mut self) -> Result<()> {
+        self.arena.refresh()?;
         if std::mem::take(&mut self.cleared) {
             let all = 0..self.arena.layout().len();
             let _ = self.arena.flat_grads().view(all)?.f_zero_()?;

@@ -101,6 +101,26 @@ fn overlap_and_sharding_change_neither_losses_nor_parameters() {
     }
 }
 
+/// One row a step: every rank but one has nothing to compute, but parameters to update and to receive, rounded.
+#[test]
+fn ranks_without_rows_get_the_parameters_of_the_others() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for world_size in [2, 3] {
+        let [plain, sharded] = [false, true].map(|sharded| {
+            let run_dir = folder.path().join(format!("{sharded}-{world_size}"));
+            let mut command = mpirun(world_size);
+            let one_row = |argument: String| argument.replace("global_batch_size=8", "global_batch_size=1");
+            command.args(tiny_star(&run_dir).into_iter().map(one_row)).args(SETTINGS);
+            command.arg(format!("trainer.shard_optimizer={sharded}"));
+            command.args(["trainer.precision=bf16", "trainer.max_steps=12", "lr_scheduler.name=constant"]);
+            run(&mut command).expect(0);
+            (figures(&run_dir, "loss"), validation_losses(&run_dir))
+        });
+        assert!(close(&plain.0, &sharded.0, 1e-5), "{world_size} ranks: {:?}, {:?}", plain.0, sharded.0);
+        assert!(close(&plain.1, &sharded.1, 1e-5), "{world_size} ranks, validation");
+    }
+}
+
 #[test]
 fn a_sharded_run_goes_on_unsharded_with_the_same_bits_and_on_other_ranks_with_the_same_losses() {
     let folder = tempfile::tempdir().expect("a temporary folder");
