@@ -178,7 +178,7 @@ impl Store {
     /// by rank 0 at start; also shows early that the run directory can be written.
     ///
     /// # Errors
-    /// [`Error::Locked`] if another process writes here, otherwise the failure of the disk.
+    /// [`Error::Locked`] if another process writes here, otherwise the failure of the disk; what cannot be removed is only warned of.
     pub fn remove_stale(&mut self) -> Result<Vec<PathBuf>> {
         self.take_lock()?;
         let in_use = self.staging.map(|step| self.staging_dir(step));
@@ -191,10 +191,7 @@ impl Store {
                     disk::sync_dir(&self.dir)?;
                 }
                 None if !name.starts_with(STAGING) || Some(&path) == in_use.as_ref() => {}
-                _ => {
-                    disk::remove(&path)?;
-                    removed.push(path);
-                }
+                _ => removed.extend(gone(path)),
             }
         }
         Ok(removed)
@@ -219,23 +216,32 @@ impl Store {
     /// ones with the best figures, the one just saved and the multiples of `keep_every` stay, so damage to the newest
     /// ones never costs the last good one.
     ///
-    /// Each checkpoint that is kept for being valid is read back and verified once by this process.
+    /// Each checkpoint that is kept for being valid is read back and verified once by this process. What cannot be removed, since
+    /// somebody on a network file system reads it, for instance, is warned of and tried again by [`Store::remove_stale`].
     ///
     /// # Errors
-    /// [`Error::Config`], [`Error::Locked`], otherwise the failure of the disk.
+    /// [`Error::Config`], [`Error::Locked`], or the checkpoints cannot be listed.
     pub fn prune(&mut self, config: &CheckpointConfig) -> Result<Vec<PathBuf>> {
         self.take_lock()?;
         let mut removed = Vec::new();
         for step in self.expendable(config)? {
             // Out of sight first: a directory that is half removed must not look like a damaged checkpoint.
-            let hidden = self.dir.join(format!("{STAGING}removed-{}", step_name(step)));
-            disk::remove(&hidden)?;
-            disk::rename(&self.step_dir(step), &hidden)?;
-            disk::remove(&hidden)?;
+            let hidden = self.hidden_name(step);
+            if let Err(e) = disk::rename(&self.step_dir(step), &hidden) {
+                tracing::warn!("an old checkpoint stays: {e}");
+                continue;
+            }
+            gone(hidden);
             self.verified.remove(&step);
             removed.push(self.step_dir(step));
         }
         Ok(removed)
+    }
+
+    /// A free name for a checkpoint that is about to be removed: one of before may still be there.
+    fn hidden_name(&self, step: u64) -> PathBuf {
+        let name = |attempt: u64| self.dir.join(format!("{STAGING}removed-{}-{attempt}", step_name(step)));
+        (0..).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(u64::MAX))
     }
 
     /// The steps that [`Store::prune`] would remove. Changes nothing on the disk and takes no lock.
@@ -374,6 +380,17 @@ fn step_name(step: u64) -> String {
 fn parse_step(name: &str) -> Option<u64> {
     let step = name.strip_prefix(STEP)?.parse().ok()?;
     (step_name(step) == name).then_some(step)
+}
+
+/// The path, removed; none if that failed, which ends no run: a file may be open on another machine.
+fn gone(path: PathBuf) -> Option<PathBuf> {
+    match disk::remove(&path) {
+        Ok(()) => Some(path),
+        Err(e) => {
+            tracing::warn!("a left-over stays: {e}");
+            None
+        }
+    }
 }
 
 #[cfg(test)]

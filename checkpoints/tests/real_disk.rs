@@ -163,19 +163,45 @@ fn a_save_that_does_not_fit_fails_in_one_sentence_and_leaves_the_older_one() {
     assert_whole(&found.checkpoint.unwrap());
 }
 
-/// Starts the child on a small file system in memory that nobody else sees and that goes with it; none if this
-/// process may not mount one.
-fn start_child_on_tmpfs(run_dir: &Path, mib: usize, before: &str) -> Option<Child> {
+/// Starts the child where commands before it may mount file systems that nobody else sees and that go with it; none if this process
+/// may not mount one.
+fn start_child_with_mounts(run_dir: &Path, before: &str) -> Option<Child> {
     let probe = Command::new("unshare").args(["--mount", "mount", "-t", "tmpfs", "none", "/mnt"]).output();
     if !probe.is_ok_and(|output| output.status.success()) {
         eprintln!("skipped: this process may not mount a file system");
         return None;
     }
-    let mount = format!("mount -t tmpfs -o size={mib}m none \"${RUN_DIR}\"; {before}");
-    let script = format!("{mount} exec \"$0\" --exact child_saves_until_it_fails --ignored --nocapture 2>&1");
+    let script =
+        format!("{before} exec \"$0\" --exact child_saves_until_it_fails --ignored --nocapture 2>&1");
     let mut child = Command::new("unshare");
     child.args(["--mount", "sh", "-c", &script]).arg(std::env::current_exe().unwrap());
     Some(child.env(RUN_DIR, run_dir).stdout(Stdio::piped()).spawn().unwrap())
+}
+
+/// Starts the child on a small file system in memory.
+fn start_child_on_tmpfs(run_dir: &Path, mib: usize, before: &str) -> Option<Child> {
+    start_child_with_mounts(run_dir, &format!("mount -t tmpfs -o size={mib}m none \"${RUN_DIR}\"; {before}"))
+}
+
+/// As a file that is open on another machine of a network file system does, a file system in a checkpoint keeps it from going.
+#[test]
+fn an_old_checkpoint_that_cannot_be_removed_ends_no_run() {
+    let dir = tempfile::tempdir().unwrap();
+    save(Store::open(dir.path()).unwrap(), 1).1.unwrap();
+    let checkpoints = dir.path().join("checkpoints");
+    std::fs::create_dir_all(checkpoints.join("step-000000001/busy")).unwrap();
+    std::fs::create_dir_all(checkpoints.join(".tmp-removed-step-000000007-0/busy")).unwrap();
+    let mount = |name: &str| format!("mount -t tmpfs none \"${RUN_DIR}\"/checkpoints/{name}/busy;");
+    let mounts = mount("step-000000001") + &mount(".tmp-removed-step-000000007-0");
+    let Some(mut child) = start_child_with_mounts(dir.path(), &mounts) else { return };
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    wait_for(&mut lines, "saved 5");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    assert!(!store.list().unwrap().contains(&1), "it is out of sight");
+    store.remove_stale().unwrap();
+    assert!(leftovers(dir.path()).is_empty(), "and goes once it can");
 }
 
 /// Two checkpoints of 6 MiB fit, the third does not.

@@ -70,16 +70,23 @@ pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// `target = grad^T x`, or `+=` if it `adds`: [n, out] and [n, in] of one type -> [out, in] f32.
 pub(crate) fn weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor, adds: bool) -> Result<()> {
     let mut target = target.shallow_clone();
-    let beta = f64::from(u8::from(adds));
     if let Some(products) = host_products(grad) {
         let onto = if adds { Onto::Target } else { Onto::Memory };
         product(products, [grad, x], [true, false], &target, onto);
     } else if let Some([grad, x]) = widened([grad, x])? {
         weight_grad(&target, &grad, &x, adds)?;
     } else if grad.kind() != Kind::Float {
-        let _ = target.f_mul_scalar_(beta)?.f_add_(&by_torch(&grad.f_tr()?, x)?)?;
+        let product = by_torch(&grad.f_tr()?, x)?;
+        let _ = if adds {
+            target.f_add_(&product)?
+        } else {
+            target.f_copy_(&product)?;
+            target
+        };
     } else if x.size()[0] >= LEAST_ROWS && suits_onednn(x, &target) {
-        let _ = target.f_mul_scalar_(beta)?;
+        if !adds {
+            let _ = target.f_zero_()?;
+        }
         add_weight_grad_by_onednn(target, grad, x)?;
     } else if adds {
         let _ = target.f_addmm_(&grad.f_tr()?, x)?;
@@ -195,6 +202,8 @@ mod tests {
                 let expected = double(&target) + &product;
                 weight_grad(&target, &grad, &x, true).unwrap();
                 expect(&target, expected);
+                // What was there does not matter, not even what no number is.
+                let _ = target.shallow_clone().fill_(f64::NAN);
                 weight_grad(&target, &grad, &x, false).unwrap();
                 expect(&target, product);
             }

@@ -161,14 +161,16 @@ impl JsonLines {
     /// # Errors
     /// If the disk refuses.
     pub fn open(path: PathBuf, resume_step: u64) -> Result<Self, RunDirError> {
-        let old = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        let old = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(RunDirError::new("read", &path)(error)),
         };
         let is_past = |line: &&str| step_of(line).is_some_and(|step| step <= resume_step);
-        let kept: String = old.lines().filter(is_past).flat_map(|line| [line, "\n"]).collect();
-        if kept != old {
+        // a line that a crash has damaged is no line
+        let text = old.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
+        let kept: String = text.filter(is_past).flat_map(|line| [line, "\n"]).collect();
+        if kept.as_bytes() != old {
             replace_file(&path, &kept)?;
         }
         Self::append_to(path)
@@ -213,6 +215,15 @@ mod tests {
         metrics.append(&serde_json::json!({"step": 3, "again": true})).unwrap();
         let text = fs::read_to_string(run_dir.metrics()).unwrap();
         assert_eq!(text, "{\"step\":1}\n{\"step\":2}\n{\"again\":true,\"step\":3}\n");
+    }
+
+    #[test]
+    fn a_line_that_is_no_text_is_no_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::new(folder.path());
+        fs::write(run_dir.metrics(), b"{\"step\":1}\n{\"step\":\xff\xfe}\n\0\0\n{\"step\":2}\n").unwrap();
+        JsonLines::open(run_dir.metrics(), 2).unwrap();
+        assert_eq!(fs::read_to_string(run_dir.metrics()).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
     }
 
     #[test]

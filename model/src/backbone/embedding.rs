@@ -30,7 +30,13 @@ impl Embedding {
         if let Some(row) = self.frozen_row {
             let _ = grad.f_masked_fill_(&numbers.f_eq(row)?.f_unsqueeze(1)?, 0.0)?;
         }
-        let _ = self.weight_grad.shallow_clone().f_index_add_(0, numbers, &grad)?;
+        let mut sums = self.weight_grad.shallow_clone();
+        // A GPU adds rows with one index in any order, unless it is told to sort them first.
+        let _ = if grad.device().is_cuda() {
+            sums.f_index_put_(&[Some(numbers)], &grad, true)?
+        } else {
+            sums.f_index_add_(0, numbers, &grad)?
+        };
         Ok(())
     }
 }

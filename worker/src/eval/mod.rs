@@ -9,7 +9,7 @@ use std::sync::Arc;
 use data_pipeline::{Dataset, Task};
 use ilm_model::Model;
 
-pub use self::report::Report;
+pub use self::report::{Report, ReportOfStep};
 use crate::assembly::Assembly;
 use crate::comm::Collectives;
 use crate::config::Experiment;

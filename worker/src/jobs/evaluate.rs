@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use data_pipeline::{Dataset, Split};
+use serde::Serialize;
 
-use super::offline::Offline;
+use super::offline::{Loaded, Offline, Weights};
 use crate::cli::{EvaluateArgs, SplitArg};
 use crate::comm::Collectives;
-use crate::eval::{self, EvalContext, Report};
+use crate::eval::{self, EvalContext, Report, ReportOfStep};
 use crate::exit;
 use crate::run_dir::replace_file;
 use crate::say;
@@ -31,6 +32,14 @@ pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<i32> {
     let mut comm = offline.connect()?;
     let evaluation = Evaluation { offline, dataset, split_name, stop: signals.request() };
     evaluation.run(&mut *comm).or_else(|error| exit::fail(&error, rank, world_size))
+}
+
+/// What is written of an evaluation.
+#[derive(Serialize)]
+struct Measured {
+    weights: Weights,
+    #[serde(flatten)]
+    report: ReportOfStep,
 }
 
 /// What was opened before the ranks connected.
@@ -59,17 +68,21 @@ impl Evaluation<'_> {
             return Ok(exit::PREEMPTED);
         };
         if comm.rank() == 0 {
-            self.publish(loaded.step, report)?;
+            self.publish(&loaded, report)?;
         }
         vitals::end();
         Ok(exit::OK)
     }
 
-    fn publish(&self, step: u64, report: Report) -> anyhow::Result<()> {
-        say!("step {step}, {}, {} split: {report}", self.offline.weights(), self.split_name);
-        let name = format!("step-{step:09}-{}.json", self.split_name);
+    fn publish(&self, loaded: &Loaded, report: Report) -> anyhow::Result<()> {
+        let (step, weights) = (loaded.run.step, loaded.weights);
+        say!("step {step}, {weights}, {} split: {report}", self.split_name);
+        // Beside the usual one, for who wants to compare them.
+        let kind = if self.offline.wants_raw_weights() { "-raw" } else { "" };
+        let name = format!("step-{step:09}-{}{kind}.json", self.split_name);
         let path = self.offline.run_dir.evaluations().join(name);
-        let mut json = serde_json::to_string_pretty(&report.of_step(step))?;
+        let measured = Measured { weights, report: report.of_step(step) };
+        let mut json = serde_json::to_string_pretty(&measured)?;
         json.push('\n');
         replace_file(&path, &json)?;
         say!("written to {}", path.display());

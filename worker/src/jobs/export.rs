@@ -36,7 +36,7 @@ fn run(args: &ExportArgs, offline: &Offline<'_>, comm: &mut dyn Collectives) -> 
     let mut held = vec![0.0; params.len()];
     params.read(0..held.len(), &mut held)?;
     let file = write_weights(&args.to, &layout, &held, &config, buffers)?;
-    say!("step {}, {} of a {}", loaded.step, offline.weights(), architecture.class.name());
+    say!("step {}, {} of a {}", loaded.run.step, loaded.weights, architecture.class.name());
     say!("written to {}", file.display());
     Ok(exit::OK)
 }

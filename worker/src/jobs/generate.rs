@@ -53,8 +53,10 @@ impl Generation<'_> {
         self.offline.show_life(comm, &self.stop);
         let loaded = self.offline.load(comm)?;
         let _phase = vitals::phase(Phase::Generate);
-        let (rank, output) = (comm.rank(), self.output(loaded.step));
-        let settings = (&config.predictor, config.seed, loaded.step, self.offline.weights());
+        let (rank, output) = (comm.rank(), self.output(loaded.run.step));
+        // The run's state holds the digest of all of its steps, so no two models share it.
+        let precision = config.trainer.precision;
+        let settings = (&config.predictor, config.seed, &loaded.run, loaded.weights, precision);
         let partial = Partial::new(&output, &settings)?;
         let mut records = if rank == 0 { partial.take(&self.requests)? } else { Vec::new() };
         let wanted = self.missing(&records, comm)?;
@@ -79,7 +81,7 @@ impl Generation<'_> {
             records.sort_by_key(|record| record.id);
             self.publish(&output, &records)?;
             let summary = Summary::of(&records, new, started.elapsed());
-            say!("step {}, {}: {summary}", loaded.step, self.offline.weights());
+            say!("step {}, {}: {summary}", loaded.run.step, loaded.weights);
             say!("written to {}", output.display());
         }
         // The texts are whole before a rank's own part of them goes.

@@ -1,11 +1,13 @@
 //! What every job on a finished or running run's checkpoint begins with: the run's configuration, and a model with its weights.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use checkpoints::{Checkpoint, Store};
+use checkpoints::{Checkpoint, RunState, Store};
 use ilm_model::Model;
+use serde::Serialize;
 
 use crate::assembly::Assembly;
 use crate::cli::CheckpointArgs;
@@ -30,7 +32,28 @@ pub(super) struct Offline<'a> {
 /// A model and where its weights are from.
 pub(super) struct Loaded {
     pub(super) model: Model,
-    pub(super) step: u64,
+    /// Where the run stood.
+    pub(super) run: RunState,
+    pub(super) weights: Weights,
+}
+
+/// Which weights of a checkpoint were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Weights {
+    /// As the optimizer left them.
+    Trained,
+    /// Their moving average.
+    Averaged,
+}
+
+impl fmt::Display for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Trained => "weights as trained",
+            Self::Averaged => "averaged weights",
+        })
+    }
 }
 
 impl<'a> Offline<'a> {
@@ -70,19 +93,21 @@ impl<'a> Offline<'a> {
         if self.args.ema && !has_average(&checkpoint) {
             bail!("checkpoint {} has no moving average; leave --ema out", checkpoint.dir().display());
         }
-        load_weights(&mut model, &checkpoint, !self.args.raw_weights)?;
-        Ok(Loaded { model, step: checkpoint.state().step })
+        let averaged = has_average(&checkpoint) && !self.args.raw_weights;
+        load_weights(&mut model, &checkpoint, averaged)?;
+        let weights = if averaged { Weights::Averaged } else { Weights::Trained };
+        Ok(Loaded { model, run: checkpoint.state().clone(), weights })
+    }
+
+    /// Whether the weights as trained were asked for, though there may be an average.
+    pub(super) fn wants_raw_weights(&self) -> bool {
+        self.args.raw_weights
     }
 
     fn checkpoint(&self, comm: &mut dyn Collectives) -> anyhow::Result<Checkpoint> {
         let store = Store::open(self.run_dir.path())?;
         find_checkpoint(&store, comm, self.step, &mut telemetry::warn)?
             .with_context(|| format!("{} holds no checkpoint", self.run_dir.path().display()))
-    }
-
-    /// Which weights were read, in words.
-    pub(super) fn weights(&self) -> &'static str {
-        if self.args.raw_weights { "weights as trained" } else { "averaged weights" }
     }
 }
 
