@@ -187,19 +187,19 @@ fn start_child_on_tmpfs(run_dir: &Path, mib: usize, before: &str) -> Option<Chil
 #[test]
 fn an_old_checkpoint_that_cannot_be_removed_ends_no_run() {
     let dir = tempfile::tempdir().unwrap();
-    save(Store::open(dir.path()).unwrap(), 1).1.unwrap();
+    save(Store::open(dir.path()).unwrap(), 0).1.unwrap();
     let checkpoints = dir.path().join("checkpoints");
-    std::fs::create_dir_all(checkpoints.join("step-000000001/busy")).unwrap();
+    std::fs::create_dir_all(checkpoints.join("step-000000000/busy")).unwrap();
     std::fs::create_dir_all(checkpoints.join(".tmp-removed-step-000000007-0/busy")).unwrap();
     let mount = |name: &str| format!("mount -t tmpfs none \"${RUN_DIR}\"/checkpoints/{name}/busy;");
-    let mounts = mount("step-000000001") + &mount(".tmp-removed-step-000000007-0");
+    let mounts = mount("step-000000000") + &mount(".tmp-removed-step-000000007-0");
     let Some(mut child) = start_child_with_mounts(dir.path(), &mounts) else { return };
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     wait_for(&mut lines, "saved 5");
     child.kill().unwrap();
     child.wait().unwrap();
     let mut store = Store::open(dir.path()).unwrap();
-    assert!(!store.list().unwrap().contains(&1), "it is out of sight");
+    assert!(!store.list().unwrap().contains(&0), "it is out of sight");
     store.remove_stale().unwrap();
     assert!(leftovers(dir.path()).is_empty(), "and goes once it can");
 }

@@ -18,7 +18,8 @@ fn evaluate(world_size: usize, run_dir: &Path, extra: &[&str]) -> Value {
     command.arg("evaluate").arg("--run-dir").arg(run_dir).args(extra);
     let finished = run(&mut command).expect(0);
     assert!(finished.stdout.contains("exact match"), "{}", finished.stdout);
-    let report = fs::read_to_string(run_dir.join("evaluations/step-000000010-test.json"));
+    let kind = if extra.contains(&"--raw-weights") { "-raw" } else { "" };
+    let report = fs::read_to_string(run_dir.join(format!("evaluations/step-000000010-test{kind}.json")));
     serde_json::from_str(&report.expect("the report is written")).expect("the report is JSON")
 }
 
@@ -46,6 +47,27 @@ fn averaged_and_raw_weights_differ() {
     let averaged = evaluate(1, folder.path(), &[]);
     let raw = evaluate(1, folder.path(), &["--raw-weights"]);
     assert_ne!(averaged["loss"], raw["loss"]);
+    assert_eq!((&averaged["weights"], &raw["weights"]), (&"averaged".into(), &"trained".into()));
+}
+
+#[test]
+fn weights_without_an_average_are_called_what_they_are() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut command = ranks(1);
+    command.args(tiny_star(folder.path())).args(["trainer.max_steps=10", "trainer.ema_decay="]);
+    run(&mut command).expect(0);
+    let report = evaluate(1, folder.path(), &["data.star.test_size=21"]);
+    assert_eq!(report["weights"], "trained");
+}
+
+#[test]
+fn a_group_chosen_for_an_evaluation_is_the_one_that_is_used() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    train(folder.path());
+    let mut command = ranks(1);
+    command.arg("evaluate").arg("--run-dir").arg(folder.path()).arg("data=star_hard");
+    let sentence = run(&mut command).expect(4).sentence();
+    assert!(sentence.contains("embed"), "graphs of another size have other tokens: {sentence}");
 }
 
 #[test]
@@ -60,4 +82,21 @@ fn validation_during_training_is_written() {
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(lines.iter().map(|line| line["step"].as_u64()).collect::<Vec<_>>(), [Some(2), Some(4)]);
     assert!(lines.iter().all(|line| line["examples"] == 10 && line["loss"].as_f64() > Some(0.0)));
+}
+
+#[test]
+fn a_validation_that_a_crash_cut_off_is_made_up() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let settings = ["trainer.max_steps=4", "trainer.val_check_interval=2", "data.star.validation_size=10"];
+    let train = || run(ranks(2).args(tiny_star(folder.path())).args(settings)).expect(0);
+    train();
+    let path = folder.path().join("validation.jsonl");
+    let whole = fs::read_to_string(&path).expect("validation.jsonl is written");
+    // as if the run had been killed between the last checkpoint and its validation
+    let first = whole.lines().next().expect("a line");
+    fs::write(&path, format!("{first}\n")).expect("a writable folder");
+    train();
+    assert_eq!(fs::read_to_string(&path).expect("it is there"), whole);
+    train();
+    assert_eq!(fs::read_to_string(&path).expect("it is there"), whole, "and only once");
 }

@@ -1,6 +1,6 @@
 //! Commands, help and mistakes on the command line.
 
-use crate::program::{Finished, checkpoint_steps, mpirun, run, tiny_star, worker};
+use crate::program::{Finished, checkpoint_steps, mpirun, mpirun_through, run, tiny_star, worker};
 
 fn worker_with(arguments: &[&str]) -> Finished {
     run(worker().args(arguments))
@@ -98,6 +98,32 @@ fn prepared_graphs_train_like_generated_ones() {
     let run_dir = folder.path().join("run");
     let train = format!("data.train={}/train-*.parquet", graphs.display());
     run(worker().args(tiny_star(&run_dir)).args(["trainer.max_steps=3", &train])).expect(0);
+}
+
+#[test]
+fn ranks_that_see_other_rows_or_settings_do_not_begin() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (host, rows) in [("a", 40), ("b", 32)] {
+        let mut prepare = worker();
+        prepare.args(["prepare", "--experiment", "star_easy_ilm", "--split", "train", "--output"]);
+        prepare.arg(folder.path().join(host).join("graphs")).arg(format!("data.star.train_size={rows}"));
+        run(&mut prepare).expect(0);
+    }
+    // The second rank may be in another folder and have another seed.
+    let start = |second_rank: &str| {
+        let script =
+            format!("test $OMPI_COMM_WORLD_RANK = 0 || {{ {second_rank}; }}; exec \"$0\" \"$@\" seed=$SEED");
+        let mut command = mpirun_through(2, &script);
+        command.args(tiny_star(&folder.path().join("run")));
+        command.args(["trainer.max_steps=3", "data.train=graphs/train-*.parquet"]);
+        run(command.env("SEED", "1").current_dir(folder.path().join("a")))
+    };
+    let sentence = start("cd ../b").expect(5).sentence();
+    assert!(sentence.contains("training data differ between ranks: rank 0 has 40 rows"), "{sentence}");
+    assert!(sentence.contains("rank 1 has 32 rows"), "{sentence}");
+    let sentence = start("SEED=2").expect(5).sentence();
+    assert!(sentence.contains("settings differ between ranks: "), "{sentence}");
+    start("true").expect(0);
 }
 
 #[test]

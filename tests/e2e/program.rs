@@ -67,6 +67,11 @@ pub fn mpirun_into(folder: &Path, ranks: usize) -> Command {
     mpirun_with(ranks, &["--output-filename", &folder.display().to_string()])
 }
 
+/// The same, started on each rank by a script of `sh`, which gets the program as its name and the program's arguments as its own.
+pub fn mpirun_through(ranks: usize, script: &str) -> Command {
+    mpirun_with(ranks, &["sh", "-c", script])
+}
+
 fn mpirun_with(ranks: usize, options: &[&str]) -> Command {
     let mut command = clean(Command::new("mpirun"));
     command.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]).args(options);

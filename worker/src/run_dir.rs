@@ -153,6 +153,8 @@ pub fn replace_file(path: &Path, content: &str) -> Result<(), RunDirError> {
 pub struct JsonLines {
     file: fs::File,
     path: PathBuf,
+    /// The largest step of a line that was there when it was opened.
+    newest: Option<u64>,
 }
 
 impl JsonLines {
@@ -173,7 +175,13 @@ impl JsonLines {
         if kept.as_bytes() != old {
             replace_file(&path, &kept)?;
         }
-        Self::append_to(path)
+        let newest = kept.lines().filter_map(step_of).max();
+        Ok(Self { newest, ..Self::append_to(path)? })
+    }
+
+    /// Whether a line of that step, or of a later one, was kept when the file was opened.
+    pub fn reaches(&self, step: u64) -> bool {
+        self.newest.is_some_and(|newest| newest >= step)
     }
 
     /// Opens the file to append to it as it is.
@@ -182,7 +190,7 @@ impl JsonLines {
     /// If the disk refuses.
     pub fn append_to(path: PathBuf) -> Result<Self, RunDirError> {
         let file = fs::OpenOptions::new().create(true).append(true).open(&path);
-        Ok(Self { file: file.map_err(RunDirError::new("open", &path))?, path })
+        Ok(Self { file: file.map_err(RunDirError::new("open", &path))?, path, newest: None })
     }
 
     /// Appends one record as one line.

@@ -6,15 +6,15 @@ use std::collections::BTreeMap;
 const NAMED: usize = 8;
 
 /// Says who has what, the fewest ranks first, unless all values, by rank, are the same.
-pub(super) fn check(values: &[Vec<u8>]) -> Result<(), String> {
-    let mut holders: BTreeMap<&[u8], Vec<usize>> = BTreeMap::new();
+pub(super) fn check(values: &[String]) -> Result<(), String> {
+    let mut holders: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (rank, value) in values.iter().enumerate() {
         holders.entry(value).or_default().push(rank);
     }
     if holders.len() < 2 {
         return Ok(());
     }
-    let mut groups: Vec<(&[u8], Vec<usize>)> = holders.into_iter().collect();
+    let mut groups: Vec<(&str, Vec<usize>)> = holders.into_iter().collect();
     groups.sort_by_key(|(_, ranks)| (ranks.len(), ranks[0]));
     let majority = groups.pop_if(|(_, ranks)| 2 * ranks.len() > values.len());
     let mut parts: Vec<String> =
@@ -28,9 +28,8 @@ pub(super) fn check(values: &[Vec<u8>]) -> Result<(), String> {
     Err(parts.join(", "))
 }
 
-fn has(who: &str, value: &[u8]) -> String {
-    let digits: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{who} {digits}")
+fn has(who: &str, value: &str) -> String {
+    format!("{who} {value}")
 }
 
 fn ranks_in_words(ranks: &[usize]) -> String {
@@ -47,7 +46,7 @@ mod tests {
     use super::*;
 
     fn who(values: &[u8]) -> Option<String> {
-        check(&values.iter().map(|&value| vec![0xab, value]).collect::<Vec<_>>()).err()
+        check(&values.iter().map(|value| format!("ab{value:02x}")).collect::<Vec<_>>()).err()
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod ring;
 mod solo;
 mod watchdog;
 
+use std::fmt::Display;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -233,11 +234,16 @@ pub fn connect(env: Option<&LaunchEnv>, timeout: Duration) -> Result<Box<dyn Col
     }
 }
 
-/// Fails unless all ranks pass the same `checksum`.
+/// Fails unless all ranks pass the same `value`, which the error shows.
 ///
 /// # Errors
 /// [`CommError::Unequal`] on every rank, or a failing collective.
-pub fn assert_equal(comm: &mut dyn Collectives, what: &'static str, checksum: u64) -> Result<(), CommError> {
-    let all = comm.all_gather(what, &checksum.to_be_bytes())?;
+pub fn assert_equal(
+    comm: &mut dyn Collectives,
+    what: &'static str,
+    value: impl Display,
+) -> Result<(), CommError> {
+    let all = comm.all_gather(what, value.to_string().as_bytes())?;
+    let all: Vec<String> = all.iter().map(|value| String::from_utf8_lossy(value).into_owned()).collect();
     equality::check(&all).map_err(|who| CommError::Unequal { what, who })
 }

@@ -53,17 +53,18 @@ pub fn load(
 ) -> Result<Resolved, ConfigError> {
     let library = Library::open(config_dir)?;
     let chain = bases_first(&library, experiment)?;
-    compose(&library, chain, overrides)
+    compose(&library, chain, overrides, Groups::BelowExperiment)
 }
 
-/// Composes the values that a run wrote down (see [`Resolved::render`]) with changes to them.
+/// Composes the values that a run wrote down (see [`Resolved::render`]) with changes to them; a file that `model=NAME` or `data=NAME`
+/// chooses wins over the run's values here.
 ///
 /// # Errors
 ///
 /// As [`load`].
 pub fn load_run(config: &Path, overrides: &[String]) -> Result<Resolved, ConfigError> {
     let file = split_defaults(library::read_file(config)?)?;
-    compose(&Library::open(None)?, vec![file], overrides)
+    compose(&Library::open(None)?, vec![file], overrides, Groups::AboveRun)
 }
 
 /// The description of hardware of that name (`hardware/NAME.toml`), or in a file if `name` ends in `.toml`.
@@ -94,23 +95,39 @@ pub fn list_experiments(config_dir: Option<&Path>) -> Result<Vec<(String, String
     names.into_iter().map(described).collect()
 }
 
+/// Which values those of a group's file win over.
+#[derive(PartialEq, Eq)]
+enum Groups {
+    /// The defaults only: an experiment sets what it is about.
+    BelowExperiment,
+    /// Those of a run too, which wrote down every value.
+    AboveRun,
+}
+
 fn compose(
     library: &Library,
     chain: Vec<ExperimentFile>,
     overrides: &[String],
+    groups: Groups,
 ) -> Result<Resolved, ConfigError> {
     let schema = Schema::new();
     let command_line = overrides::parse(overrides, &schema)?;
-    let mut layers = Config::builder().add_source(schema.default_layer());
+    let mut chosen = Vec::new();
     for group in GROUPS {
         let by_experiment = || chain.iter().rev().find_map(|file| file.defaults.get(group));
         if let Some(name) = command_line.choices.get(group).or_else(by_experiment) {
             let File { origin, table } = library.read(group, name)?;
-            layers = layers.add_source(Layer::from_table(&schema, &origin, group, table)?);
+            chosen.push(Layer::from_table(&schema, &origin, group, table)?);
         }
     }
+    let mut files = Vec::new();
     for file in chain {
-        layers = layers.add_source(Layer::from_table(&schema, &file.origin, "", file.values)?);
+        files.push(Layer::from_table(&schema, &file.origin, "", file.values)?);
+    }
+    let ordered = if groups == Groups::AboveRun { [files, chosen] } else { [chosen, files] };
+    let mut layers = Config::builder().add_source(schema.default_layer());
+    for layer in ordered.into_iter().flatten() {
+        layers = layers.add_source(layer);
     }
     let merged =
         layers.add_source(command_line.values).build().expect("layers in memory are always readable");

@@ -20,10 +20,18 @@ pub fn training(experiment: &Experiment, world_size: usize) -> Result<Vec<String
     section(batch_plan(experiment, micro_batch_limit(experiment, None), 0, world_size))?;
     inputs(experiment)?;
     section(experiment.data.validate())?;
+    let lanes = experiment.data.canonical_lanes;
     if !experiment.global_batch_size.is_multiple_of(world_size) {
         warnings.push(format!(
             "global_batch_size = {} does not divide by {world_size} ranks: in every step some ranks compute more than others",
             experiment.global_batch_size
+        ));
+    } else if !lanes.is_multiple_of(world_size) {
+        let (fewest, most) = (lanes / world_size, lanes.div_ceil(world_size));
+        warnings.push(format!(
+            "data.canonical_lanes = {lanes} does not divide by {world_size} ranks: some compute {most} rows where others compute \
+             {fewest}; a new run on so many is faster with data.canonical_lanes={}",
+            lanes.next_multiple_of(world_size)
         ));
     }
     monitor(experiment)?;

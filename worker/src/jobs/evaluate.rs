@@ -6,6 +6,7 @@ use data_pipeline::{Dataset, Split};
 use serde::Serialize;
 
 use super::offline::{Loaded, Offline, Weights};
+use super::rows::assert_same_rows;
 use crate::cli::{EvaluateArgs, SplitArg};
 use crate::comm::Collectives;
 use crate::eval::{self, EvalContext, Report, ReportOfStep};
@@ -53,6 +54,7 @@ struct Evaluation<'a> {
 impl Evaluation<'_> {
     fn run(&self, comm: &mut dyn Collectives) -> anyhow::Result<i32> {
         self.offline.show_life(comm, &self.stop);
+        assert_same_rows(comm, "data to evaluate", &*self.dataset)?;
         let loaded = self.offline.load(comm)?;
         let _phase = vitals::phase(Phase::Evaluate);
         let context = EvalContext {

@@ -50,8 +50,9 @@ fn common_parameters(
     comm: &mut dyn Collectives,
     reducer: &mut Reducer,
 ) -> anyhow::Result<u64> {
-    let mut same = |name, checksum| {
-        assert_equal(comm, name, checksum).with_context(|| format!("after step {}", state.step))
+    let mut same = |name, checksum: u64| {
+        assert_equal(comm, name, format_args!("{checksum:016x}"))
+            .with_context(|| format!("after step {}", state.step))
     };
     reducer.finish_gather()?;
     if let Some(checksum) = state.rounded_checksum()? {

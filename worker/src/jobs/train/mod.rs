@@ -15,9 +15,10 @@ use checkpoints::{Checkpoint, Store};
 use data_pipeline::{DataConfig, Dataset, DatasetManifest, Split};
 use ilm_model::Precision;
 
+use super::rows::assert_same_rows;
 use crate::assembly::Assembly;
 use crate::cli::TrainArgs;
-use crate::comm::{Collectives, LaunchEnv, assert_equal, connect};
+use crate::comm::{Collectives, CommError, LaunchEnv, assert_equal, connect};
 use crate::config::{self, Experiment, Resolved};
 use crate::exit;
 use crate::run_dir::{RunDir, replace_file};
@@ -123,6 +124,7 @@ impl Run<'_> {
     fn start(&self, comm: &mut dyn Collectives) -> anyhow::Result<i32> {
         comm.share_stop(&self.stop);
         let (rank, world_size) = (comm.rank(), comm.world_size());
+        self.agree_on_data(comm)?;
         let mut site = Site::set_up(comm, self.config(), &self.assembly)?;
         if self.args.dry_run {
             if rank == 0 {
@@ -202,6 +204,13 @@ impl Run<'_> {
         initial::read_weights(path, &mut state.model, vocabulary).map(Some)
     }
 
+    /// Proves that a data position means the same rows and a setting the same on all ranks: hosts may see other files.
+    fn agree_on_data(&self, comm: &mut dyn Collectives) -> Result<(), CommError> {
+        assert_equal(comm, "settings", self.resolved.hash())?;
+        assert_same_rows(comm, "training data", &*self.dataset)?;
+        self.validation.as_ref().map_or(Ok(()), |rows| assert_same_rows(comm, "validation data", &**rows))
+    }
+
     /// Gives all ranks the parameters of rank 0, and proves it; the digest of a run begins with them.
     fn agree_on_parameters(
         &self,
@@ -214,7 +223,7 @@ impl Run<'_> {
             state.restart_average()?;
         }
         let checksum = state.parameter_checksum()?;
-        assert_equal(comm, "parameters", checksum)?;
+        assert_equal(comm, "parameters", format_args!("{checksum:016x}"))?;
         state.digest.get_or_insert(RunDigest::begin(state.step, checksum));
         Ok(())
     }

@@ -42,6 +42,9 @@ impl Steps<'_, '_> {
         let first_step = state.step;
         vitals::step(first_step);
         let _phase = vitals::phase(Phase::Train);
+        if self.owes_validation(state.step, view.as_ref())? && !self.validate(state, view.as_mut())? {
+            return self.stop(state, view.as_ref());
+        }
         while state.step < config.trainer.max_steps {
             let started = Instant::now();
             let Some(batch) = self.next_batch(&mut loader, state)? else { break };
@@ -82,10 +85,7 @@ impl Steps<'_, '_> {
                 self.save_now(state)?;
             }
             self.tell_of_save(view.as_ref());
-            let validates = config.trainer.val_check_interval;
-            if validates.is_some_and(|every| state.step.is_multiple_of(every))
-                && !self.validate(state, view.as_mut())?
-            {
+            if self.validates_at(state.step) && !self.validate(state, view.as_mut())? {
                 return self.stop(state, view.as_ref());
             }
         }
@@ -244,6 +244,20 @@ impl Steps<'_, '_> {
                 saved.step
             ));
         }
+    }
+
+    fn validates_at(&self, step: u64) -> bool {
+        self.run.config().trainer.val_check_interval.is_some_and(|every| step.is_multiple_of(every))
+    }
+
+    /// Whether the start before ended between the checkpoint of this step and its validation; asked on all ranks together.
+    fn owes_validation(&mut self, step: u64, view: Option<&View>) -> anyhow::Result<bool> {
+        if step == 0 || self.run.validation.is_none() || !self.validates_at(step) {
+            return Ok(false);
+        }
+        let mut lacks = [f64::from(u8::from(view.is_some_and(|view| !view.validation.reaches(step))))];
+        self.comm.broadcast("validation is owed", lacks[..].as_mut().into())?;
+        Ok(lacks[0] > 0.0)
     }
 
     /// Whether it came to its end: a signal ends it early.
