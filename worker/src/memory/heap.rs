@@ -11,6 +11,8 @@ pub fn set_up_heap() {
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod glibc {
+    use std::fs;
+
     use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
     use nix::unistd::{SysconfVar, sysconf};
 
@@ -43,8 +45,12 @@ mod glibc {
         }
     }
 
-    /// Most of the machine's memory, by addresses; none where addresses are limited, as they are needed for other things.
+    /// Most of the machine's memory, by addresses; none where addresses are limited or count as memory, as they are needed for
+    /// other things.
     fn most_growth() -> Option<usize> {
+        if fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(|mode| charges_addresses(&mode)) {
+            return None;
+        }
         for resource in [Resource::RLIMIT_AS, Resource::RLIMIT_DATA] {
             if getrlimit(resource).ok()?.0 != RLIM_INFINITY {
                 return None;
@@ -55,5 +61,21 @@ mod glibc {
             .checked_mul(known(SysconfVar::PAGE_SIZE)?)?
             .checked_div(8)?
             .checked_mul(7)
+    }
+
+    /// Whether the kernel counts addresses as memory that is taken, by its text on `vm.overcommit_memory`: other programs, and other
+    /// ranks, would find that little is left.
+    fn charges_addresses(mode: &str) -> bool {
+        mode.trim() == "2"
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn addresses_are_dear_only_where_memory_may_not_be_overcommitted() {
+            assert_eq!(["0\n", "1\n", "2\n", ""].map(charges_addresses), [false, false, true, false]);
+        }
     }
 }
