@@ -1,4 +1,5 @@
-//! What ends a run in its middle: a rank that hangs, a loss that is not finite, a second run in the same directory.
+//! What ends a run at its start or in its middle: ranks that are not there, a rank that hangs, a loss that is not finite, a second
+//! run in the same directory.
 
 use std::path::Path;
 
@@ -67,4 +68,14 @@ fn two_runs_in_one_directory_are_refused() {
     run(worker().args(tiny_star(folder.path())).args(endless).arg("--fresh")).expect(4).sentence();
     kill(Signal::SIGTERM, first.id());
     wait(first).expect(75);
+}
+
+#[test]
+fn ranks_that_mpi_does_not_connect_end_the_run_with_one_sentence() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut command = worker();
+    // As another MPI's launcher would start the first of two ranks.
+    command.args(tiny_star(folder.path())).envs([("PMI_SIZE", "2"), ("PMI_RANK", "0")]);
+    let finished = run(command.arg("trainer.max_steps=1")).expect(5);
+    assert!(finished.sentence().contains("PMI_SIZE started 2 ranks, but MPI connects 1"), "{finished:?}");
 }

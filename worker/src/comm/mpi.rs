@@ -3,6 +3,7 @@
 //! The calls go through MPI's C interface, because the safe bindings offer neither reductions in place nor error codes.
 
 use std::ffi::{c_char, c_int, c_void};
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -54,6 +55,9 @@ impl Mpi {
         let (universe, threading) =
             mpi::initialize_with_threading(mpi::Threading::Multiple).ok_or(CommError::Start)?;
         CONNECTED.store(true, Ordering::SeqCst);
+        // Not finalised on an error: that waits for other ranks, and whoever hears of the error ends them by MPI_Abort, which is
+        // impossible after it.
+        let universe = ManuallyDrop::new(universe);
         let world = universe.world();
         let (rank, world_size) = (world.rank() as usize, world.size() as usize);
         if world_size != env.world_size {
@@ -72,7 +76,8 @@ impl Mpi {
         let notices = Notices::new(comm, rank, world_size).map_err(|_| CommError::Start)?;
         let notices = Arc::new(Mutex::new(notices));
         let watchdog = watch(rank, timeout, &notices).map_err(|_| CommError::Start)?;
-        Ok(Self { comm, rank, world_size, notices, watchdog: Arc::new(watchdog), _universe: universe })
+        let (watchdog, _universe) = (Arc::new(watchdog), ManuallyDrop::into_inner(universe));
+        Ok(Self { comm, rank, world_size, notices, watchdog, _universe })
     }
 
     /// Runs one named collective under the deadline, after all ranks have agreed that it is the next one.
