@@ -52,7 +52,7 @@ impl StopSignal {
 pub struct StopRequest(Arc<Inner>);
 
 struct Inner {
-    set: Arc<AtomicBool>,
+    set: AtomicBool,
     /// When it was set first, in milliseconds after `born`, plus 1.
     at: AtomicU64,
     born: Instant,
@@ -75,7 +75,12 @@ impl fmt::Debug for StopRequest {
 impl StopRequest {
     /// Not set yet; `lead` is the time from a request to the end by force.
     pub fn with_lead(lead: Option<Duration>) -> Self {
-        Self(Arc::new(Inner { set: Arc::default(), at: AtomicU64::new(0), born: Instant::now(), lead }))
+        Self(Arc::new(Inner {
+            set: AtomicBool::new(false),
+            at: AtomicU64::new(0),
+            born: Instant::now(),
+            lead,
+        }))
     }
 
     /// From now on the [usual](StopSignal::USUAL) signals set it.
@@ -86,8 +91,8 @@ impl StopRequest {
     /// If the operating system refuses the handlers.
     pub fn install() -> io::Result<Signals> {
         let lead = std::env::var(LEAD_VARIABLE).ok().and_then(|secs| secs.trim().parse().ok());
-        let mut signals =
-            Signals { request: Self::with_lead(lead.map(Duration::from_secs)), actions: Vec::new() };
+        let request = Self::with_lead(lead.map(Duration::from_secs));
+        let mut signals = Signals { request, interrupted: Arc::default(), actions: Vec::new() };
         signals.listen_to(&StopSignal::USUAL)?;
         Ok(signals)
     }
@@ -116,6 +121,8 @@ impl StopRequest {
 /// The handlers of a process.
 pub struct Signals {
     request: StopRequest,
+    /// Whether SIGINT has come: the request may be another signal's or another rank's, and then the first one still saves.
+    interrupted: Arc<AtomicBool>,
     actions: Vec<(StopSignal, SigId)>,
 }
 
@@ -139,8 +146,11 @@ impl Signals {
                 continue;
             }
             if signal == StopSignal::Int {
-                let set = Arc::clone(&self.request.0.set);
-                self.actions.push((signal, flag::register_conditional_shutdown(number, 128 + number, set)?));
+                let seen = || Arc::clone(&self.interrupted);
+                // In this order, or the first one would be taken for the second.
+                self.actions
+                    .push((signal, flag::register_conditional_shutdown(number, 128 + number, seen())?));
+                self.actions.push((signal, flag::register(number, seen())?));
             }
             let request = self.request.clone();
             // SAFETY: the action stores numbers and reads the clock, which a signal handler may do.
