@@ -139,8 +139,8 @@ impl Travel {
     }
 
     /// The memory that it needed besides, for another travel.
-    pub(super) fn into_scratch(self) -> Vec<f32> {
-        self.scratch
+    pub(super) fn into_scratch(mut self) -> Vec<f32> {
+        std::mem::take(&mut self.scratch)
     }
 
     /// Goes on as far as it can without waiting; whether it moved. `before` is the rank before, if its memory is read.
@@ -238,6 +238,17 @@ impl Travel {
 
     fn own(&self, offset: usize) -> *mut f32 {
         self.piece.first.wrapping_add(offset)
+    }
+}
+
+impl Drop for Travel {
+    fn drop(&mut self) {
+        // SAFETY: a constant of an initialised MPI.
+        if self.incoming != unsafe { ffi::RSMPI_REQUEST_NULL } {
+            // After a failure, of this travel or another, MPI may still write here. It happens once, before the job ends with an
+            // error, so the memory is not given back.
+            std::mem::forget(std::mem::take(&mut self.scratch));
+        }
     }
 }
 
