@@ -7,10 +7,11 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use crate::comm::{Collectives, CudaRuntime, Exchange, FlatMemory, Gpu, GpuError, NcclExchange, NcclLibrary};
+use crate::comm::{
+    Collectives, CommError, CudaRuntime, Exchange, FlatMemory, Gpu, GpuError, NcclExchange, NcclLibrary,
+};
 use crate::config::DeviceChoice;
-use crate::host;
-use crate::telemetry;
+use crate::{host, memory, telemetry};
 
 /// Ranks and GPUs do not fit each other.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -78,6 +79,15 @@ pub struct RankDevice {
     gpu: Option<ChosenGpu>,
 }
 
+/// Bytes that a rank may take, and of which memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Available {
+    /// The host's.
+    OnHost(u64),
+    /// Its GPU's.
+    OnGpu(u64),
+}
+
 /// The GPU of this rank.
 struct ChosenGpu {
     cuda: Arc<CudaRuntime>,
@@ -118,6 +128,17 @@ impl RankDevice {
     /// As libtorch names it.
     pub fn device(&self) -> Device {
         self.gpu.as_ref().map_or(Device::Cpu, |gpu| Device::Cuda(gpu.index))
+    }
+
+    /// Memory that this rank may take where it computes, alike on all ranks; to be called before they take much of it.
+    ///
+    /// # Errors
+    /// A failing collective, or CUDA does not answer.
+    pub fn available(&self, comm: &mut dyn Collectives) -> Result<Available, CommError> {
+        match &self.gpu {
+            Some(gpu) => Ok(Available::OnGpu(memory::free_on_gpus(comm, &gpu.cuda)?)),
+            None => Ok(Available::OnHost(memory::available_per_rank(comm)?)),
+        }
     }
 
     /// For people.

@@ -1,9 +1,10 @@
-//! How much host memory a rank may still take: what the machine and its control groups leave, shared by the ranks of a host.
+//! How much memory a rank may still take: of the host what the machine and its control groups leave, shared by the ranks there, or
+//! what is free on its GPU.
 
 use std::fs;
 use std::path::Path;
 
-use crate::comm::{Collectives, CommError};
+use crate::comm::{Collectives, CommError, CudaRuntime};
 use crate::host;
 
 /// Bytes that each rank may take: the least of any rank, so that all ranks get the same answer. To be called before the
@@ -17,6 +18,19 @@ pub fn available_per_rank(comm: &mut dyn Collectives) -> Result<u64, CommError> 
     let all = comm.all_gather("available memory", mine.as_bytes())?;
     let all: Vec<String> = all.iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect();
     Ok(least_share(&all))
+}
+
+/// Bytes that are free on this thread's GPU or on that of any other rank, whichever has least. To be called before the ranks take
+/// much of it.
+///
+/// # Errors
+/// CUDA does not answer, or the ranks cannot exchange what they found.
+pub fn free_on_gpus(comm: &mut dyn Collectives, cuda: &CudaRuntime) -> Result<u64, CommError> {
+    let (free, _) = cuda.memory()?;
+    let all = comm.all_gather("free memory of GPUs", &(free as u64).to_be_bytes())?;
+    // Nobody sends anything else; what is not understood counts as nothing.
+    let bytes = |sent: &Vec<u8>| sent.as_slice().try_into().map_or(0, u64::from_be_bytes);
+    Ok(all.iter().map(bytes).min().unwrap_or(0))
 }
 
 /// The least share of any rank, of lines "BYTES HOST": ranks of a host share what it has.

@@ -3,5 +3,5 @@
 mod available;
 mod heap;
 
-pub use available::available_per_rank;
+pub use available::{available_per_rank, free_on_gpus};
 pub use heap::set_up_heap;

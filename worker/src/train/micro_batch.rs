@@ -5,6 +5,7 @@ use ilm_model::{Model, activation_bytes_per_token};
 
 use super::save::RunFacts;
 use crate::config::Experiment;
+use crate::device::Available;
 use crate::scale::{Sizes, TokenBudget};
 
 /// Where a limit of tokens is from.
@@ -14,8 +15,10 @@ pub enum Source {
     Setting,
     /// The checkpoint that the run goes on from.
     Checkpoint,
-    /// The memory that was found.
+    /// The host's memory that was found.
     Memory,
+    /// The free memory of the GPUs.
+    GpuMemory,
 }
 
 impl Source {
@@ -25,6 +28,7 @@ impl Source {
             Self::Setting => "as set",
             Self::Checkpoint => "as in the checkpoint",
             Self::Memory => "by available memory",
+            Self::GpuMemory => "by free memory of the GPUs",
         }
     }
 }
@@ -38,16 +42,18 @@ pub struct TokenLimit {
     pub source: Source,
     /// What memory allows.
     pub budget: TokenBudget,
+    /// Which memory that is.
+    memory: Source,
 }
 
 impl TokenLimit {
-    /// `available` bytes are what a rank found before it took any; `recorded` is the limit of the checkpoint that the run goes
+    /// `available` is what a rank found before it took any; `recorded` is the limit of the checkpoint that the run goes
     /// on from. Another cut would change dropout and rounding, so what was found once is kept.
     pub fn new(
         config: &Experiment,
         model: &Model,
         world_size: usize,
-        available: u64,
+        available: Available,
         recorded: Option<u64>,
     ) -> Self {
         let sizes = Sizes {
@@ -55,28 +61,41 @@ impl TokenLimit {
             vocabulary: model.shape().num_embeddings.unsigned_abs(),
             world_size: world_size as u64,
         };
-        let resident = sizes.resident(config).total();
+        let resident = sizes.resident(config);
+        let (available, resident, memory) = match available {
+            Available::OnHost(bytes) => (bytes, resident.total(), Source::Memory),
+            Available::OnGpu(bytes) => (bytes, resident.device(), Source::GpuMemory),
+        };
         let per_token = activation_bytes_per_token(model.shape());
         let budget = TokenBudget::new(available, resident, per_token, config.row_length());
         let recorded = recorded.and_then(|tokens| usize::try_from(tokens).ok()).filter(|&tokens| tokens > 0);
         let (tokens, source) = match (config.trainer.max_tokens_per_micro_batch, recorded) {
             (Some(tokens), _) => (tokens, Source::Setting),
             (None, Some(tokens)) => (tokens, Source::Checkpoint),
-            (None, None) => (budget.tokens, Source::Memory),
+            (None, None) => (budget.tokens, memory),
         };
-        Self { tokens, source, budget }
+        Self { tokens, source, budget, memory }
     }
 
     /// A warning if memory may not suffice.
     pub fn warning(&self) -> Option<String> {
-        let Self { tokens, source, budget } = self;
+        let Self { tokens, source, budget, memory } = self;
+        let whose = if *memory == Source::GpuMemory {
+            "the free memory of the GPUs"
+        } else {
+            "this machine's memory"
+        };
         match source {
             Source::Memory if !budget.fits => Some(format!(
                 "memory is short even for micro-batches of {tokens} tokens or of one row; use fewer ranks a host, a smaller \
                  model or block_size, or lower loss.head_budget_mib and data.memory_mib"
             )),
+            Source::GpuMemory if !budget.fits => Some(format!(
+                "memory of the GPUs is short even for micro-batches of {tokens} tokens or of one row; free what others use of it, take \
+                 a smaller model or block_size, or lower loss.head_budget_mib"
+            )),
             Source::Checkpoint if *tokens > budget.tokens => Some(format!(
-                "the checkpoint's micro-batches have up to {tokens} tokens, but this machine's memory suggests {}; if it runs \
+                "the checkpoint's micro-batches have up to {tokens} tokens, but {whose} suggests {}; if it runs \
                  out, set trainer.max_tokens_per_micro_batch={} (dropout and rounding will differ)",
                 budget.tokens, budget.tokens
             )),
@@ -97,8 +116,16 @@ mod tests {
     use super::*;
 
     fn limit(setting: Option<usize>, recorded: Option<u64>, available: u64) -> TokenLimit {
+        limit_on(setting, recorded, Available::OnHost(available))
+    }
+
+    fn limit_on(setting: Option<usize>, recorded: Option<u64>, available: Available) -> TokenLimit {
         let mut config = Experiment::default();
         config.trainer.max_tokens_per_micro_batch = setting;
+        TokenLimit::new(&config, &model(), 1, available, recorded)
+    }
+
+    fn model() -> Model {
         let model = ModelConfig {
             d_model: 8,
             num_layers: 1,
@@ -115,7 +142,7 @@ mod tests {
             precision,
             recompute,
         };
-        TokenLimit::new(&config, &Model::new(shape, 1).unwrap(), 1, available, recorded)
+        Model::new(shape, 1).unwrap()
     }
 
     #[test]
@@ -134,5 +161,28 @@ mod tests {
         assert!(shrunk.warning().unwrap().contains("trainer.max_tokens_per_micro_batch=256"));
         assert!(limit(None, None, 0).warning().unwrap().contains("memory is short"));
         assert_eq!(limit(Some(9999), None, 0).warning(), None, "who sets it knows");
+    }
+
+    #[test]
+    fn a_gpus_memory_counts_and_holds_nothing_of_the_hosts() {
+        let (config, model) = (Experiment::default(), model());
+        let elements = model.arena().flat_params().capacity() as u64;
+        let resident = Sizes { elements, vocabulary: 10, world_size: 1 }.resident(&config);
+        assert!(resident.host > 0);
+        // Nine tenths are room for what the GPU holds and 1000 tokens.
+        let room = resident.device() + 1000 * activation_bytes_per_token(model.shape());
+        let bytes = (room * 10).div_ceil(9);
+        let found = limit_on(None, None, Available::OnGpu(bytes));
+        assert_eq!((found.tokens, found.source.reason()), (512, "by free memory of the GPUs"));
+        let host = limit(None, None, bytes);
+        assert!(host.tokens < 512, "on a host batches and checkpoint copies are there too: {host:?}");
+        assert_eq!(limit(None, None, bytes + (resident.host * 10).div_ceil(9)).tokens, 512);
+    }
+
+    #[test]
+    fn short_memory_of_gpus_is_said() {
+        let short = |recorded| limit_on(None, recorded, Available::OnGpu(0)).warning().unwrap();
+        assert!(short(None).starts_with("memory of the GPUs is short") && !short(None).contains("host"));
+        assert!(short(Some(9999)).contains("but the free memory of the GPUs suggests 256"));
     }
 }

@@ -3,9 +3,9 @@
 use crate::assembly::Assembly;
 use crate::comm::Collectives;
 use crate::config::Experiment;
-use crate::device::RankDevice;
+use crate::device::{Available, RankDevice};
+use crate::threads;
 use crate::train::{TokenLimit, TrainState, division};
-use crate::{memory, threads};
 
 /// A rank that is ready to train.
 pub(in crate::jobs) struct Site {
@@ -13,8 +13,8 @@ pub(in crate::jobs) struct Site {
     pub(in crate::jobs) device: RankDevice,
     pub(in crate::jobs) state: TrainState,
     world_size: usize,
-    /// Bytes that were free before the state took its share.
-    available: u64,
+    /// What was free before the state took its share.
+    available: Available,
 }
 
 impl Site {
@@ -29,8 +29,8 @@ impl Site {
     ) -> anyhow::Result<Self> {
         let threads = threads::threads_per_rank(comm, config.trainer.threads)?;
         threads::set_threads(threads);
-        let available = memory::available_per_rank(comm)?;
         let device = RankDevice::select(comm, config.trainer.device)?;
+        let available = device.available(comm)?;
         let model = assembly.build_model(config, device.device())?;
         let (rank, world_size) = (comm.rank(), comm.world_size());
         let division = division(&config.trainer, model.arena(), rank, world_size);
