@@ -25,6 +25,7 @@ type Code = c_int;
 pub struct CudaRuntime {
     get_device_count: unsafe extern "C" fn(*mut c_int) -> Code,
     get_device_properties: unsafe extern "C" fn(*mut c_void, c_int) -> Code,
+    get_device: unsafe extern "C" fn(*mut c_int) -> Code,
     set_device: unsafe extern "C" fn(c_int) -> Code,
     mem_get_info: unsafe extern "C" fn(*mut usize, *mut usize) -> Code,
     stream_create: unsafe extern "C" fn(*mut RawStream, c_uint) -> Code,
@@ -36,6 +37,7 @@ pub struct CudaRuntime {
     event_query: unsafe extern "C" fn(RawEvent) -> Code,
     event_elapsed: unsafe extern "C" fn(*mut f32, RawEvent, RawEvent) -> Code,
     error_string: unsafe extern "C" fn(Code) -> *const c_char,
+    last_error: unsafe extern "C" fn() -> Code,
 }
 
 /// What tells one GPU from another.
@@ -59,6 +61,7 @@ impl CudaRuntime {
             Ok(Arc::new(Self {
                 get_device_count: library.function(c"cudaGetDeviceCount")?,
                 get_device_properties: library.function(c"cudaGetDeviceProperties")?,
+                get_device: library.function(c"cudaGetDevice")?,
                 set_device: library.function(c"cudaSetDevice")?,
                 mem_get_info: library.function(c"cudaMemGetInfo")?,
                 stream_create: library.function(c"cudaStreamCreateWithFlags")?,
@@ -70,6 +73,7 @@ impl CudaRuntime {
                 event_query: library.function(c"cudaEventQuery")?,
                 event_elapsed: library.function(c"cudaEventElapsedTime")?,
                 error_string: library.function(c"cudaGetErrorString")?,
+                last_error: library.function(c"cudaGetLastError")?,
             }))
         }
     }
@@ -99,6 +103,17 @@ impl CudaRuntime {
         Ok(Gpu { name: String::from_utf8_lossy(name).into_owned(), uuid })
     }
 
+    /// The GPU that this thread uses.
+    ///
+    /// # Errors
+    /// CUDA does not answer.
+    pub fn device(&self) -> Result<usize, GpuError> {
+        let mut index: c_int = 0;
+        // SAFETY: one integer is written.
+        self.check("cudaGetDevice", unsafe { (self.get_device)(&raw mut index) })?;
+        Ok(index.unsigned_abs() as usize)
+    }
+
     /// Makes a GPU the one that this thread uses from now on.
     ///
     /// # Errors
@@ -124,9 +139,17 @@ impl CudaRuntime {
         if code == SUCCESS {
             return Ok(());
         }
+        self.forget_last_error();
         // SAFETY: CUDA returns a constant text for every number.
         let message = unsafe { text_of((self.error_string)(code)) };
         Err(GpuError::Call { call, message })
+    }
+
+    /// Clears this thread's last error. libtorch, which shares the runtime, asks for it after every kernel that it starts, and would
+    /// take what was dealt with here for that kernel's.
+    fn forget_last_error(&self) {
+        // SAFETY: no memory is passed. What it returns is known already.
+        unsafe { (self.last_error)() };
     }
 }
 
@@ -164,6 +187,9 @@ pub(super) struct Event {
     raw: RawEvent,
 }
 
+// SAFETY: CUDA's events belong to the process, and any of its threads may use them.
+unsafe impl Send for Event {}
+
 impl Event {
     pub(super) fn new(cuda: &Arc<CudaRuntime>) -> Result<Self, GpuError> {
         let mut raw = ptr::null_mut();
@@ -190,7 +216,10 @@ impl Event {
     pub(super) fn is_reached(&self) -> Result<bool, GpuError> {
         // SAFETY: the event lives.
         match unsafe { (self.cuda.event_query)(self.raw) } {
-            NOT_READY => Ok(false),
+            NOT_READY => {
+                self.cuda.forget_last_error();
+                Ok(false)
+            }
             code => self.cuda.check("cudaEventQuery", code).map(|()| true),
         }
     }
