@@ -2,8 +2,8 @@
 //
 // Streams are threads that take their work in order, so calls return before their work is done, as on a GPU. Set by the
 // environment: ILM_STAND_IN_GPUS (2), ILM_STAND_IN_LOG (a file of the calls, .RANK is added), ILM_STAND_IN_SLOW_MS (of every
-// collective), and ILM_STAND_IN_FAULT with ILM_STAND_IN_FAULT_RANK (all): id, init, init-hang, or call:N, hang:N, async:N for the
-// N-th collective, from 0.
+// collective), ILM_STAND_IN_ABORT (hang), and ILM_STAND_IN_FAULT with ILM_STAND_IN_FAULT_RANK (all): id, init, init-hang, or call:N,
+// hang:N, async:N for the N-th collective, from 0.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
@@ -60,7 +60,7 @@ static void note_on(const char *call, void *stream) {
 
 // ---- streams and events
 
-struct event { long recorded, reached; struct timespec when; };
+struct event { long recorded, reached; int device; struct timespec when; };
 struct work { void (*run)(void *); void *argument; struct work *next; };
 struct stream { struct work *first, *last; };
 
@@ -125,9 +125,25 @@ static void await(void *argument) {
     pthread_mutex_unlock(&lock);
 }
 
+// A thread's last error, and the GPU that it uses.
+static _Thread_local int last_code, current;
+
+static int ended(int code) {
+    if (code) last_code = code;
+    return code;
+}
+
+int cudaPeekAtLastError(void) { return last_code; }
+
+int cudaGetLastError(void) {
+    int code = last_code;
+    last_code = 0;
+    return code;
+}
+
 int cudaGetDeviceCount(int *count) {
     *count = atoi(text("ILM_STAND_IN_GPUS", "2"));
-    return *count > 0 ? 0 : 100;
+    return ended(*count > 0 ? 0 : 100);
 }
 
 int cudaGetDeviceProperties(void *properties, int device) {
@@ -137,15 +153,26 @@ int cudaGetDeviceProperties(void *properties, int device) {
     return 0;
 }
 
-int cudaSetDevice(int device) { return device < atoi(text("ILM_STAND_IN_GPUS", "2")) ? 0 : 101; }
+int cudaGetDevice(int *device) {
+    *device = current;
+    return 0;
+}
 
+int cudaSetDevice(int device) {
+    if (device >= atoi(text("ILM_STAND_IN_GPUS", "2"))) return ended(101);
+    current = device;
+    return 0;
+}
+
+// Every GPU has half as much left as the one before it.
 int cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-    *free_bytes = *total = (size_t)1 << 30;
+    *total = (size_t)1 << 30;
+    *free_bytes = *total >> current;
     return 0;
 }
 
 int cudaStreamCreateWithFlags(struct stream **stream, unsigned flags) {
-    if (flags != 1) return 1;
+    if (flags != 1) return ended(1);
     *stream = calloc(1, sizeof **stream);
     begin_stream(*stream);
     return 0;
@@ -156,7 +183,8 @@ int cudaStreamDestroy(void *stream) { (void)stream; return 0; }
 
 int cudaEventCreateWithFlags(struct event **event, unsigned flags) {
     *event = calloc(1, sizeof **event);
-    return flags == 0 ? 0 : 1;
+    (*event)->device = current;
+    return ended(flags == 0 ? 0 : 1);
 }
 
 // Nor is an event, which work that is queued may still mark.
@@ -181,11 +209,22 @@ int cudaStreamWaitEvent(struct stream *stream, struct event *event, unsigned fla
     return 0;
 }
 
+// Stricter than CUDA, where a thread that has chosen no GPU takes memory of the first one.
 int cudaEventQuery(struct event *event) {
+    if (event->device != current) return ended(101);
     pthread_mutex_lock(&lock);
     int reached = event->reached >= event->recorded;
     pthread_mutex_unlock(&lock);
-    return reached ? 0 : NOT_READY;
+    return ended(reached ? 0 : NOT_READY);
+}
+
+// Called by tests only, as libtorch waits for what is computed.
+int cudaStreamSynchronize(struct stream *stream) {
+    struct event end = {.recorded = 1};
+    struct mark mark = {&end, 1};
+    queue(stream, reach, &mark, sizeof mark);
+    await(&mark);
+    return 0;
 }
 
 int cudaEventElapsedTime(float *ms, struct event *from, struct event *to) {
@@ -351,6 +390,7 @@ int ncclCommDestroy(struct comm *comm) {
 
 int ncclCommAbort(struct comm *comm) {
     note("abort");
+    while (strcmp(text("ILM_STAND_IN_ABORT", ""), "hang") == 0) sleep_ms(1000);
     atomic_store(&comm->aborted, 1);
     return 0;
 }

@@ -3,6 +3,7 @@
 //! Every test starts this program again on two ranks, which run the test `one_rank` with the case that the environment names.
 
 use half::bf16;
+use std::ffi::c_void;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -65,7 +66,10 @@ fn one_rank() {
         "order" => order(&mut *comm),
         "gathered" => gathered(&mut *comm),
         "exposed" => exposed(&mut *comm),
-        "abandoned" => abandoned(&mut *comm),
+        "stuck" => stuck(&mut *comm),
+        "memory" => memory(&mut *comm),
+        "abandoned" => abandoned(&mut *comm, 60),
+        "abandoned for ever" => abandoned(&mut *comm, 1),
         "real" => real(&mut *comm),
         _ => steps(&mut *comm),
     };
@@ -126,6 +130,42 @@ fn order(comm: &mut dyn Collectives) -> anyhow::Result<()> {
     exchange.begin("gradients", ExchangeOp::AllReduce, 0..LEN)?;
     exchange.finish()?;
     ensure!(buffers.grads().iter().all(|&sum| sum == 3.0), "the sum began too early");
+    ensure!(last_cuda_error()? == 0, "libtorch would take a look at an event for a failed kernel");
+    ensure!(CudaRuntime::open()?.set_device(99).is_err(), "there is no such GPU");
+    ensure!(last_cuda_error()? == 0, "libtorch would see an error that was told of");
+    Ok(())
+}
+
+/// What the next look of libtorch at this thread's last error would find.
+fn last_cuda_error() -> anyhow::Result<i32> {
+    // SAFETY: the stand-in's function has this type.
+    Ok(unsafe { stand_in()?.get::<unsafe extern "C" fn() -> i32>(c"cudaPeekAtLastError")?() })
+}
+
+/// A forward pass that waits inside libtorch for parameters that may never come.
+fn stuck(comm: &mut dyn Collectives) -> anyhow::Result<()> {
+    let buffers = Buffers::new();
+    let mut exchange = open(comm, &buffers, 1)?;
+    exchange.begin("parameters", ExchangeOp::AllGather, 0..LEN)?;
+    exchange.wait_for(0..LEN)?;
+    // SAFETY: the stand-in's function has this type, and null is the stream that is computed on.
+    unsafe {
+        let synchronize = c"cudaStreamSynchronize";
+        stand_in()?.get::<unsafe extern "C" fn(*mut c_void) -> i32>(synchronize)?(std::ptr::null_mut());
+    }
+    Ok(exchange.finish().map(drop)?)
+}
+
+/// The GPU with the least memory decides for all.
+fn memory(comm: &mut dyn Collectives) -> anyhow::Result<()> {
+    let cuda = CudaRuntime::open()?;
+    cuda.set_device(comm.rank())?;
+    ensure!(
+        cuda.memory()?.0 == 1 << (30 - comm.rank()),
+        "every GPU of the stand-in has half as much as the last"
+    );
+    let least = worker::memory::free_on_gpus(comm, &cuda)?;
+    ensure!(least == 1 << 29, "{least}");
     Ok(())
 }
 
@@ -150,15 +190,19 @@ fn gathered(comm: &mut dyn Collectives) -> anyhow::Result<()> {
 /// # Safety
 /// The buffer has [`LEN`] elements and lives on.
 unsafe fn fill(buffer: *mut f32, value: f32, ms: i64) -> anyhow::Result<()> {
-    let library = std::env::var_os("ILM_CUDART_LIBRARY").expect("the stand-in is named");
     // SAFETY: the stand-in's function has this type; the rest is the caller's promise.
     unsafe {
-        let library = libloading::Library::new(library)?;
-        let fill: libloading::Symbol<unsafe extern "C" fn(*mut f32, usize, f32, i64)> =
-            library.get(c"standInFill")?;
-        fill(buffer, LEN, value, ms);
+        stand_in()?.get::<unsafe extern "C" fn(*mut f32, usize, f32, i64)>(c"standInFill")?(
+            buffer, LEN, value, ms,
+        );
     }
     Ok(())
+}
+
+fn stand_in() -> anyhow::Result<libloading::Library> {
+    let library = std::env::var_os("ILM_CUDART_LIBRARY").expect("the stand-in is named");
+    // SAFETY: loaded already, without initialisers.
+    Ok(unsafe { libloading::Library::new(library)? })
 }
 
 fn exposed(comm: &mut dyn Collectives) -> anyhow::Result<()> {
@@ -171,9 +215,9 @@ fn exposed(comm: &mut dyn Collectives) -> anyhow::Result<()> {
 }
 
 /// A step that fails between `begin` and `finish`.
-fn abandoned(comm: &mut dyn Collectives) -> anyhow::Result<()> {
+fn abandoned(comm: &mut dyn Collectives, secs: u64) -> anyhow::Result<()> {
     let buffers = Buffers::new();
-    let mut exchange = open(comm, &buffers, 60)?;
+    let mut exchange = open(comm, &buffers, secs)?;
     exchange.begin("gradients", ExchangeOp::AllReduce, 0..LEN)?;
     drop(exchange);
     Ok(())
@@ -324,6 +368,39 @@ fn a_collective_that_never_ends_meets_the_deadline() {
     let sentence = expect_failure(&output, exit::COMMUNICATION);
     assert!(sentence.contains("has waited more than 1 s in collective 'gradients' (number "), "{sentence}");
     assert_eq!(calls[0].last().map(String::as_str), Some("abort"), "{:?}", calls[0]);
+}
+
+#[test]
+fn parameters_that_never_come_meet_the_deadline_while_libtorch_waits_for_them() {
+    let cases = [
+        ("hang:0", "has waited more than 1 s in collective 'parameters' (number "),
+        ("async:0", "a GPU collective failed: remote process exited or there was a network error"),
+    ];
+    for (fault, text) in cases {
+        let (output, calls) = run("stuck", &[("ILM_STAND_IN_FAULT", fault)]);
+        let sentence = expect_failure(&output, exit::COMMUNICATION);
+        assert!(sentence.contains(text), "{sentence}");
+        assert_eq!(calls[0].last().map(String::as_str), Some("wait compute"), "{:?}", calls[0]);
+    }
+}
+
+#[test]
+fn an_end_that_never_ends_meets_the_deadline_and_the_first_error_is_told() {
+    let cases = [
+        ("abandoned for ever", "none", "in collective 'disconnection of GPUs' (number "),
+        ("steps", "async:1", "or there was a network error (and ncclCommAbort has not ended the exchange"),
+    ];
+    for (case, fault, text) in cases {
+        let (output, calls) = run(case, &[("ILM_STAND_IN_FAULT", fault), ("ILM_STAND_IN_ABORT", "hang")]);
+        let sentence = expect_failure(&output, exit::COMMUNICATION);
+        assert!(sentence.contains(text), "{sentence}");
+        assert_eq!(calls[0].last().map(String::as_str), Some("abort"), "{:?}", calls[0]);
+    }
+}
+
+#[test]
+fn the_gpu_with_the_least_memory_decides() {
+    expect_ok(&run("memory", &[]).0);
 }
 
 #[test]

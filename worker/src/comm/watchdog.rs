@@ -51,8 +51,13 @@ impl Watchdog {
     /// Begins to watch a collective; to be called on the thread that trains.
     pub(super) fn begin(&self, name: &'static str, bytes: usize) -> Call {
         let call = vitals::begin(name, bytes);
-        lock(&self.shared.0).in_flight.push((call, Instant::now()));
+        self.watch(call);
         call
+    }
+
+    /// Begins to watch a collective again that was left.
+    pub(super) fn watch(&self, call: Call) {
+        lock(&self.shared.0).in_flight.push((call, Instant::now()));
     }
 
     /// The collective is complete.

@@ -117,9 +117,12 @@ impl NcclLibrary {
 /// The connection of this rank's GPU with those of the others.
 pub struct Communicator {
     library: Arc<NcclLibrary>,
-    /// Null once it is aborted, which NCCL answers with an error.
+    /// Null once it is given back, which NCCL answers with an error.
     raw: RawComm,
 }
+
+// SAFETY: NCCL's communicators belong to the process, and any of its threads may use them, one at a time.
+unsafe impl Send for Communicator {}
 
 impl Communicator {
     /// Connects this thread's GPU; returns when all ranks have called it.
@@ -195,12 +198,21 @@ impl Communicator {
         if state == IN_PROGRESS { Ok(()) } else { self.check("a GPU collective", state) }
     }
 
-    /// Ends whatever is queued without regard to other ranks.
+    /// Ends whatever is queued without regard to other ranks; may block all the same.
     pub(super) fn abort(&mut self) {
         let raw = std::mem::replace(&mut self.raw, ptr::null_mut());
         if !raw.is_null() {
             // SAFETY: the communicator lives, and is not used again. There is nobody to tell of errors.
             unsafe { (self.library.comm_abort)(raw) };
+        }
+    }
+
+    /// Takes leave of the other ranks, for which it may wait.
+    pub(super) fn disconnect(&mut self) {
+        let raw = std::mem::replace(&mut self.raw, ptr::null_mut());
+        if !raw.is_null() {
+            // SAFETY: as in `abort`.
+            unsafe { (self.library.comm_destroy)(raw) };
         }
     }
 
@@ -211,9 +223,6 @@ impl Communicator {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        if !self.raw.is_null() {
-            // SAFETY: the communicator lives, and is not used again. There is nobody to tell of errors.
-            unsafe { (self.library.comm_destroy)(self.raw) };
-        }
+        self.disconnect();
     }
 }

@@ -4,13 +4,14 @@
 //! compare.
 
 mod library;
+mod under_way;
 
-use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 pub use self::library::{Communicator, NcclLibrary, UniqueId};
+use self::under_way::{Pending, UnderWay, lock, look_from_watchdog};
 use super::cuda::{COMPUTE, CudaRuntime, Event, Stream};
 use super::dynamic::GpuError;
 use super::exchange::Words;
@@ -30,26 +31,16 @@ pub struct NcclExchange {
     cuda: Arc<CudaRuntime>,
     /// NCCL's, as one number.
     version: u32,
-    communicator: Communicator,
+    under_way: Arc<Mutex<UnderWay>>,
     stream: Stream,
     /// Behind what has been computed at a `begin`.
     ready: Event,
     /// Behind what has been computed at a `finish`.
     computed: Event,
-    pending: VecDeque<Pending>,
-    /// Events to be used again.
-    spare: Vec<Event>,
-    timeout: Duration,
-    /// For the calls that may block: connecting, queueing, disconnecting.
+    /// Why the exchange has failed.
+    cause: Arc<OnceLock<String>>,
+    /// For the calls that may block, and for what is under way while this thread is at something else.
     watchdog: Watchdog,
-}
-
-/// A collective on its way.
-struct Pending {
-    call: Call,
-    op: ExchangeOp,
-    range: Range<usize>,
-    done: Event,
 }
 
 impl NcclExchange {
@@ -68,52 +59,51 @@ impl NcclExchange {
         timeout: Duration,
     ) -> Result<Self, CommError> {
         let (rank, world_size) = (comm.rank(), comm.world_size());
-        let expired = move |message: &str| {
-            complain!("error: {message}");
-            report(rank);
-            abort_process(exit::COMMUNICATION);
-        };
-        let watchdog = Watchdog::start(rank, timeout, || {}, expired).map_err(|_| CommError::Start)?;
+        let (shared, cause) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
+        let watchdog = watch(rank, timeout, cuda, &shared, &cause)?;
         let version = nccl.version()?;
         assert_equal(comm, "versions of NCCL", u64::from(version))?;
         let id = share_id(comm, nccl)?;
+        let (stream, ready, computed) = (Stream::new(cuda)?, Event::new(cuda)?, Event::new(cuda)?);
         let call = watchdog.begin("connection of GPUs", 0);
         let communicator = Communicator::connect(nccl, id, rank, world_size);
         watchdog.end(call);
+        let under_way = UnderWay::new(rank, world_size, timeout, communicator?);
+        let under_way = Arc::clone(shared.get_or_init(|| Arc::new(Mutex::new(under_way))));
+        let cuda = Arc::clone(cuda);
         Ok(Self {
             rank,
             world_size,
             memory,
-            communicator: communicator?,
-            stream: Stream::new(cuda)?,
-            ready: Event::new(cuda)?,
-            computed: Event::new(cuda)?,
-            cuda: Arc::clone(cuda),
+            cuda,
             version,
-            pending: VecDeque::new(),
-            spare: Vec::new(),
-            timeout,
+            under_way,
+            stream,
+            ready,
+            computed,
+            cause,
             watchdog,
         })
     }
 
     /// Queues an operation on a range inside the buffers behind all that has been computed so far, and a mark behind it.
-    fn queue(&mut self, op: ExchangeOp, words: Words) -> Result<Event, GpuError> {
+    fn queue(&self, under_way: &mut UnderWay, op: ExchangeOp, words: Words) -> Result<Event, GpuError> {
         let part = words.len / self.world_size;
-        let done = self.spare.pop().map_or_else(|| Event::new(&self.cuda), Ok)?;
+        let done = under_way.spare.pop().map_or_else(|| Event::new(&self.cuda), Ok)?;
         let stream = self.stream.raw();
         self.ready.record(COMPUTE)?;
         self.ready.hold(stream)?;
         let data = words.first;
         let mine = data.wrapping_add(self.rank * part);
+        let communicator = &under_way.communicator;
         // SAFETY: the range is inside the buffer, `mine` is this rank's equal part of it, and whoever connected has promised that
         // the buffer lives and is left alone.
         unsafe {
             match op {
-                ExchangeOp::AllReduce => self.communicator.all_reduce(data, words.len, stream),
-                ExchangeOp::ReduceScatter => self.communicator.reduce_scatter(data, mine, part, stream),
+                ExchangeOp::AllReduce => communicator.all_reduce(data, words.len, stream),
+                ExchangeOp::ReduceScatter => communicator.reduce_scatter(data, mine, part, stream),
                 ExchangeOp::AllGather | ExchangeOp::AllGatherRounded => {
-                    self.communicator.all_gather(mine, data, part, stream)
+                    communicator.all_gather(mine, data, part, stream)
                 }
             }
         }?;
@@ -121,34 +111,37 @@ impl NcclExchange {
         Ok(done)
     }
 
-    /// Sleeps until the GPU has reached the oldest mark, or nothing has moved for too long.
-    fn watch(&self, oldest: &Pending, since: Instant) -> Result<(), CommError> {
-        let Call { name, number: sequence, bytes } = oldest.call;
-        let failed = |error: GpuError| CommError::Nccl { name, sequence, message: error.to_string() };
-        while !oldest.done.is_reached().map_err(failed)? {
-            self.communicator.health().map_err(failed)?;
-            if since.elapsed() > self.timeout {
-                let (rank, allowed) = (self.rank, self.timeout.as_secs());
-                report(rank);
-                return Err(CommError::Late { rank, name, sequence, bytes, allowed });
+    /// Waits for everything that was queued; the mark behind the last operation.
+    fn drain(&self, under_way: &mut UnderWay) -> Result<Option<Event>, CommError> {
+        under_way.restart_clock();
+        let mut last = None;
+        loop {
+            let ended = under_way.look()?;
+            for Pending { call, done, .. } in under_way.pending.drain(..ended) {
+                vitals::ended(call);
+                under_way.spare.extend(last.replace(done));
+            }
+            if under_way.pending.is_empty() {
+                return Ok(last);
             }
             std::thread::sleep(POLL);
         }
-        Ok(())
     }
 
-    /// Waits for everything that was queued; the mark behind the last operation.
-    fn drain(&mut self) -> Result<Option<Event>, CommError> {
-        let mut last = None;
-        while let Some(oldest) = self.pending.front() {
-            self.watch(oldest, Instant::now())?;
-            let done = self.pending.pop_front().map(|oldest| {
-                vitals::ended(oldest.call);
-                oldest.done
-            });
-            self.spare.extend(std::mem::replace(&mut last, done));
-        }
-        Ok(last)
+    /// Does what may block because of this collective, under its deadline.
+    fn watched<T>(&self, call: Call, work: impl FnOnce() -> T) -> T {
+        self.watchdog.watch(call);
+        let done = work();
+        self.watchdog.leave(call);
+        done
+    }
+
+    /// Ends what is under way after an error in this collective.
+    fn give_up(&self, under_way: &mut UnderWay, call: Call, error: CommError) -> CommError {
+        // If that does not end either, the watchdog tells of the error. Only the first one matters.
+        let _ = self.cause.set(error.to_string());
+        self.watched(call, || under_way.abort());
+        error
     }
 
     /// How long the compute stream has nothing to do but wait for the last operation.
@@ -164,48 +157,50 @@ impl Exchange for NcclExchange {
             return Ok(());
         }
         let call = self.watchdog.begin(name, words.len * size_of::<f32>());
-        let queued = self.queue(op, words);
+        let mut under_way = lock(&self.under_way);
+        let queued = self.queue(&mut under_way, op, words);
         self.watchdog.leave(call);
         match queued {
             Ok(done) => {
-                self.pending.push_back(Pending { call, op, range, done });
+                under_way.pending.push_back(Pending { call, op, range, done });
                 Ok(())
             }
             Err(error) => {
-                self.communicator.abort();
-                Err(CommError::Nccl { name, sequence: call.number, message: error.to_string() })
+                let error = CommError::Nccl { name, sequence: call.number, message: error.to_string() };
+                Err(self.give_up(&mut under_way, call, error))
             }
         }
     }
 
     fn finish(&mut self) -> Result<Duration, CommError> {
-        let Some(newest) = self.pending.back() else { return Ok(Duration::ZERO) };
+        let mut under_way = lock(&self.under_way);
+        let Some(newest) = under_way.pending.back() else { return Ok(Duration::ZERO) };
         let _waits = vitals::wait_for_others();
-        self.computed.record(COMPUTE)?;
-        newest.done.hold(COMPUTE)?;
-        match self.drain() {
+        let call = newest.call;
+        self.watched(call, || {
+            self.computed.record(COMPUTE)?;
+            newest.done.hold(COMPUTE)
+        })?;
+        match self.drain(&mut under_way) {
             Ok(Some(last)) => {
                 let exposed = self.exposed(&last)?;
-                self.spare.push(last);
+                under_way.spare.push(last);
                 Ok(exposed)
             }
             Ok(None) => Ok(Duration::ZERO),
-            Err(error) => {
-                self.communicator.abort();
-                Err(error)
-            }
+            Err(error) => Err(self.give_up(&mut under_way, call, error)),
         }
     }
 
-    /// The GPU waits, so this thread does not, nor does it see failures: [`finish`](Self::finish) does.
+    /// The GPU waits, so this thread does not, nor does it see failures: the watchdog and [`finish`](Self::finish) do.
     fn wait_for(&mut self, range: Range<usize>) -> Result<Duration, CommError> {
         let touches = |pending: &&Pending| {
             let overlaps = pending.range.start < range.end && range.start < pending.range.end;
             overlaps && pending.op.gathers()
         };
         // One stream carries all, so the newest is the last to be done.
-        if let Some(newest) = self.pending.iter().rev().find(touches) {
-            newest.done.hold(COMPUTE)?;
+        if let Some(newest) = lock(&self.under_way).pending.iter().rev().find(touches) {
+            self.watched(newest.call, || newest.done.hold(COMPUTE))?;
         }
         Ok(Duration::ZERO)
     }
@@ -218,13 +213,42 @@ impl Exchange for NcclExchange {
 
 impl Drop for NcclExchange {
     fn drop(&mut self) {
-        if !self.pending.is_empty() {
-            // Somebody gave up in the middle, and the others may never answer.
-            self.communicator.abort();
+        // Both ways may wait for other ranks: those of one machine disconnect together.
+        let call = self.watchdog.begin("disconnection of GPUs", 0);
+        let mut under_way = lock(&self.under_way);
+        if !under_way.pending.is_empty() {
+            // Somebody gave up in the middle.
+            under_way.abort();
         }
-        // Ranks of one machine disconnect together.
-        self.watchdog.begin("disconnection of GPUs", 0);
+        under_way.communicator.disconnect();
+        self.watchdog.end(call);
     }
+}
+
+/// Starts the thread that watches deadlines, and what is under way once there is something.
+fn watch(
+    rank: usize,
+    timeout: Duration,
+    cuda: &Arc<CudaRuntime>,
+    shared: &Arc<OnceLock<Arc<Mutex<UnderWay>>>>,
+    cause: &Arc<OnceLock<String>>,
+) -> Result<Watchdog, CommError> {
+    let (gpu, cuda, shared, cause) =
+        (cuda.device()?, Arc::clone(cuda), Arc::clone(shared), Arc::clone(cause));
+    let look = move || {
+        if let Some(under_way) = shared.get() {
+            look_from_watchdog(under_way, &cuda, gpu);
+        }
+    };
+    let expired = move |message: &str| {
+        match cause.get() {
+            Some(cause) => complain!("error: {cause} (and ncclCommAbort has not ended the exchange in time)"),
+            None => complain!("error: {message}"),
+        }
+        report(rank);
+        abort_process(exit::COMMUNICATION);
+    };
+    Watchdog::start(rank, timeout, look, expired).map_err(|_| CommError::Start)
 }
 
 /// Rank 0's new id, on all ranks.
