@@ -105,8 +105,9 @@ fn ranks_that_see_other_rows_or_settings_do_not_begin() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for (host, rows) in [("a", 40), ("b", 32)] {
         let mut prepare = worker();
-        prepare.args(["prepare", "--experiment", "star_easy_ilm", "--split", "train", "--output"]);
+        prepare.args(["prepare", "--experiment", "star_easy_ilm", "--output"]);
         prepare.arg(folder.path().join(host).join("graphs")).arg(format!("data.star.train_size={rows}"));
+        prepare.args(["data.star.validation_size=8", "data.star.test_size=8"]);
         run(&mut prepare).expect(0);
     }
     // The second rank may be in another folder and have another seed.
