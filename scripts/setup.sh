@@ -19,7 +19,8 @@ readonly OLDEST_GLIBC=2.28
 readonly OLDEST_RUST=1.95
 # What the tests of the data pipeline talk to (moto plays S3) and read the files of; their servers and writers run as
 # `.python-tests/bin/python -m MODULE`. NCCL, in the version that libtorch comes with, is tested as far as it goes without a GPU.
-readonly TEST_PACKAGES=(moto==5.2.5 pyarrow==26.0.1 duckdb==2.0.1 polars==2.1.0 nvidia-nccl-cu13==2.29.7)
+# Newer releases of the writers leave out Python 3.10, which Ubuntu 22.04 has; these have wheels for 3.10 to 3.13.
+readonly TEST_PACKAGES=(moto==5.2.5 pyarrow==25.0.1 duckdb==1.5.6 polars==2.0.0 nvidia-nccl-cu13==2.29.7)
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 readonly root
@@ -131,22 +132,24 @@ install_packages() {
 rust_version() { cargo --version 2>/dev/null | cut -d ' ' -f 2; }
 
 install_rust() {
-    # A shell opened before rustup was installed does not have it in its PATH.
-    export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-    if ! has cargo; then
+    # Before the system's own, which may be too old; and a shell opened before rustup was installed does not have it in its PATH.
+    export PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
+    if ! has cargo || { ! at_least "$(rust_version)" "$OLDEST_RUST" && ! has rustup; }; then
         say "installing Rust"
         local installer
         installer=$(curl --proto '=https' --tlsv1.2 -fsSL https://sh.rustup.rs) ||
-            fail "cargo is missing and https://sh.rustup.rs cannot be reached; install Rust $OLDEST_RUST or newer"
-        sh -s -- -y --quiet --profile minimal --component clippy --component rustfmt <<<"$installer" ||
-            fail "rustup could not install Rust"
+            fail "cargo is missing or too old and https://sh.rustup.rs cannot be reached; install Rust $OLDEST_RUST or newer"
+        # It refuses to stand beside a cargo that the system has unless it is told that this is meant.
+        RUSTUP_INIT_SKIP_PATH_CHECK=yes sh -s -- -y --quiet --profile minimal --component clippy --component rustfmt \
+            <<<"$installer" || fail "rustup could not install Rust"
+        hash -r
         say "new shells find cargo; in this one run: . ${CARGO_HOME:-$HOME/.cargo}/env"
-    elif ! at_least "$(rust_version)" "$OLDEST_RUST" && has rustup; then
+    elif ! at_least "$(rust_version)" "$OLDEST_RUST"; then
         say "updating Rust"
         rustup update --no-self-update stable || fail "rustup could not update Rust to $OLDEST_RUST or newer"
     fi
     at_least "$(rust_version)" "$OLDEST_RUST" ||
-        fail "cargo is version $(rust_version), but $OLDEST_RUST or newer is needed; run: rustup default stable"
+        fail "cargo is version $(rust_version), but $OLDEST_RUST or newer is needed; choose one by: rustup default stable"
     if ! has cargo-nextest; then
         say "installing cargo-nextest"
         cargo install --quiet --locked cargo-nextest || fail "cargo could not install cargo-nextest, which runs the tests"
