@@ -76,3 +76,16 @@ fn checkpoints_are_listed_verified_and_pruned_and_the_best_one_is_kept() {
     let verified = checkpoints(&run_dir, &["verify"]).expect(4).stdout;
     assert!(verified.contains("rank-00000.safetensors is damaged"), "{verified}");
 }
+
+#[test]
+fn a_folder_that_is_not_there_and_one_without_checkpoints_are_no_good_ones() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let typo = folder.path().join("typo");
+    for command in ["list", "verify"] {
+        let sentence = checkpoints(&typo, &[command]).expect(2).sentence();
+        assert!(sentence.ends_with("typo is not a directory; name the folder of a run"), "{sentence}");
+    }
+    checkpoints(folder.path(), &["list"]).expect(0);
+    let said = checkpoints(folder.path(), &["verify"]).expect(4).stdout;
+    assert!(said.contains("holds no checkpoint"), "{said}");
+}

@@ -138,3 +138,11 @@ fn an_output_that_nobody_reads_is_no_failure() {
     assert_eq!(command.status().expect("the worker starts").code(), Some(0));
     assert_eq!(checkpoint_steps(folder.path()), [2]);
 }
+
+#[test]
+fn a_folder_that_is_no_run_directory_is_said_to_be_none_and_the_reason_once() {
+    let sentence = mistake(&["evaluate", "--run-dir", "/no/run"]);
+    assert_eq!(sentence.matches("No such file or directory").count(), 1, "{sentence}");
+    let cure = "; /no/run is no run directory, so name the folder of a run with --run-dir";
+    assert!(sentence.ends_with(cure), "{sentence}");
+}

@@ -62,3 +62,10 @@ fn lengths_are_those_of_the_data_where_there_are_any() {
     // CLS, 24 tokens of twelve edges, source and goal; BOS and a path of four edges: half of its 8 tokens stay.
     assert_eq!((star["rows"]["source"].as_f64(), star["rows"]["visible"].as_f64()), (Some(36.0), Some(32.0)));
 }
+
+#[test]
+fn more_gpus_than_there_are_is_a_mistake() {
+    let finished = plan(&["--experiment", "owt_ilm", "--gpus", "18446744073709551615"]).expect(2);
+    assert!(finished.stderr.contains("is not in 1..=1000000"), "{}", finished.stderr);
+    plan(&["--experiment", "owt_ilm", "--gpus", "1000000"]).expect(0);
+}

@@ -11,6 +11,9 @@ pub use self::bench::{BenchArgs, BenchGroupArg, PrecisionArg};
 
 use crate::scale::ASSUMED_MEDIAN;
 
+/// GPUs that a plan can be asked for; with far more its sums would overflow.
+const MOST_GPUS: u64 = 1_000_000;
+
 /// Trains and evaluates insertion language models.
 #[derive(Debug, Parser)]
 #[command(name = "ilm-worker", version, about, after_help = AFTER_HELP)]
@@ -94,7 +97,7 @@ pub struct PlanArgs {
     pub experiment: ExperimentArgs,
     /// Numbers of GPUs.
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "8,64,512",
-        value_parser = clap::value_parser!(u64).range(1..))]
+        value_parser = clap::value_parser!(u64).range(1..=MOST_GPUS))]
     pub gpus: Vec<u64>,
     /// What runs it: a file of the group `hardware`, or a path that ends in .toml.
     #[arg(long, value_name = "NAME|FILE", default_value = "h100")]
@@ -162,7 +165,7 @@ pub struct CheckpointArgs {
 pub enum CheckpointsCommand {
     /// Prints step, size, ranks, age, figures and state of every checkpoint; only file sizes are checked.
     List(RunDirArgs),
-    /// As `list`, but reads every byte; ends with exit code 4 if a checkpoint is damaged.
+    /// As `list`, but reads every byte; ends with exit code 4 if a checkpoint is damaged, or if there is none.
     Verify(RunDirArgs),
     /// Removes what the run's settings do not keep, as every save does. The run may not be going on.
     Prune(PruneArgs),

@@ -1,6 +1,7 @@
 //! Exit codes: what they are, and which one an error gets.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use crate::bench::BenchError;
@@ -55,6 +56,36 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
     known.into_iter().find_map(|(matches, code)| matches.then_some(code))
 }
 
+/// The error and its causes, without those that it names itself, and with a cure for the commonest one.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let said = cause.to_string();
+        // Types that name their source in their own words are sources of their own all the same.
+        if !text.contains(&said) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            text += &format!("{colon}{said}");
+        }
+    }
+    if let Some(folder) = error.chain().find_map(no_run_dir) {
+        text += &format!(
+            "; {} is no run directory, so name the folder of a run with --run-dir",
+            folder.display()
+        );
+    }
+    text
+}
+
+/// The folder whose `config.toml`, which every run has, is missing.
+fn no_run_dir<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a Path> {
+    match cause.downcast_ref()? {
+        ConfigError::Read { path, source } if source.kind() == ErrorKind::NotFound => {
+            path.parent().filter(|_| path.file_name().is_some_and(|name| name == "config.toml"))
+        }
+        _ => None,
+    }
+}
+
 /// Prints the error as one sentence and ends this process and its peers with the error's code.
 ///
 /// Must be called before the communicator is dropped: finalising MPI waits for ranks that wait for this one.
@@ -62,11 +93,39 @@ pub fn fail(error: &anyhow::Error, rank: usize, world_size: usize) -> ! {
     if world_size > 1 && rank > 0 {
         // All ranks often fail alike; rank 0 then speaks for them, and its end ends them before this wait is over.
         std::thread::sleep(PATIENCE_WITH_RANK_0);
-        complain!("error: rank {rank}: {error:#}");
+        complain!("error: rank {rank}: {}", sentence(error));
     } else {
-        complain!("error: {error:#}");
+        complain!("error: {}", sentence(error));
     }
     // Nothing can be done about a standard output that has gone away.
     let _ = std::io::stdout().flush();
     abort_process(code_of(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+    use std::io;
+
+    fn missing(path: &str) -> anyhow::Error {
+        ConfigError::Read { path: path.into(), source: ErrorKind::NotFound.into() }.into()
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let full = io::Error::other("disk full");
+        assert_eq!(sentence(&full.into()), "disk full");
+        let read = missing("a/own.toml").context("while looking");
+        assert_eq!(sentence(&read), "while looking: cannot read a/own.toml: entity not found");
+        let two: anyhow::Result<()> = Err(io::Error::other("disk full")).context("cannot save");
+        assert_eq!(sentence(&two.unwrap_err()), "cannot save: disk full");
+    }
+
+    #[test]
+    fn a_folder_that_is_none_of_a_run_is_said_to_be_none() {
+        let expected = "cannot read runs/x/config.toml: entity not found; runs/x is no run directory, so name the folder of a run \
+                        with --run-dir";
+        assert_eq!(sentence(&missing("runs/x/config.toml")), expected);
+    }
 }

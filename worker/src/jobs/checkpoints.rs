@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::ensure;
+
 use ::checkpoints::{Depth, Entry, Store};
 
 use crate::cli::{CheckpointsCommand, PruneArgs};
@@ -17,15 +19,18 @@ pub fn checkpoints(command: &CheckpointsCommand) -> anyhow::Result<i32> {
     match command {
         CheckpointsCommand::List(args) => show(&args.run_dir, Depth::Sizes).map(|_| exit::OK),
         CheckpointsCommand::Verify(args) => {
-            let all_valid = show(&args.run_dir, Depth::Contents)?;
+            let states = show(&args.run_dir, Depth::Contents)?;
+            // A run that has nothing to go on from is no good one.
+            let all_valid = !states.is_empty() && states.iter().all(|valid| *valid);
             Ok(if all_valid { exit::OK } else { exit::CHECKPOINT })
         }
         CheckpointsCommand::Prune(args) => prune(args),
     }
 }
 
-/// Prints a line per checkpoint; the result says whether all can be used.
-fn show(run_dir: &Path, depth: Depth) -> anyhow::Result<bool> {
+/// Prints a line per checkpoint; the result says of each whether it can be used.
+fn show(run_dir: &Path, depth: Depth) -> anyhow::Result<Vec<bool>> {
+    ensure!(run_dir.is_dir(), "--run-dir {} is not a directory; name the folder of a run", run_dir.display());
     let entries = Store::open(run_dir)?.entries(depth)?;
     if entries.is_empty() {
         say!("{} holds no checkpoint", run_dir.display());
@@ -33,7 +38,7 @@ fn show(run_dir: &Path, depth: Depth) -> anyhow::Result<bool> {
     for entry in &entries {
         say!("{}", line(entry, depth));
     }
-    Ok(entries.iter().all(|entry| entry.state.is_ok() && entry.metrics.is_ok()))
+    Ok(entries.iter().map(|entry| entry.state.is_ok() && entry.metrics.is_ok()).collect())
 }
 
 fn line(entry: &Entry, depth: Depth) -> String {
