@@ -10,6 +10,9 @@ use toml::{Table, Value};
 /// Names less alike than this are not meant by each other.
 const LEAST_SIMILARITY: f64 = 0.5;
 
+/// Seconds between start and warning that a job must have at least; Slurm may warn a minute early.
+const LEAST_WORK: u64 = 60;
+
 /// The folder `configs/cluster` as it was when the program was built.
 #[derive(RustEmbed)]
 #[folder = "../configs/cluster"]
@@ -39,7 +42,7 @@ pub struct Cluster {
     pub gpus_per_node: u32,
     /// CPUs of each rank.
     pub cpus_per_task: u32,
-    /// Time limit in Slurm's forms, "D-HH:MM:SS" or minutes.
+    /// Time limit in Slurm's forms, "D-HH:MM:SS" or minutes; more than a minute above `signal_lead_secs`.
     pub time: String,
     /// Partition; empty for the site's default.
     pub partition: String,
@@ -149,6 +152,14 @@ impl Cluster {
                 return fail(format!("{key} = \"{value}\" is not one word"));
             }
         }
+        let lead = u64::from(self.signal_lead_secs);
+        if seconds(&self.time).is_some_and(|time| time <= lead + LEAST_WORK) {
+            return fail(format!(
+                "time = \"{}\" leaves less than a minute of work before signal_lead_secs = {lead}, so the job would be queued \
+                 again for ever; give it more time or a shorter lead",
+                self.time
+            ));
+        }
         for (key, value) in [("partition", &self.partition), ("account", &self.account)] {
             if value.contains(char::is_whitespace) {
                 return fail(format!("{key} = \"{value}\" is not one word"));
@@ -159,6 +170,27 @@ impl Cluster {
             None => Ok(()),
         }
     }
+}
+
+/// Seconds of a time limit: MIN, MIN:SEC, HOURS:MIN:SEC, DAYS-HOURS, DAYS-HOURS:MIN or DAYS-HOURS:MIN:SEC. `None` of what is
+/// something else, or no limit: 0 and words.
+fn seconds(time: &str) -> Option<u64> {
+    let (days, rest) = match time.split_once('-') {
+        Some((days, rest)) => (Some(days.parse::<u64>().ok()?), rest),
+        None => (None, time),
+    };
+    let parts = rest.split(':').map(|part| part.parse().ok()).collect::<Option<Vec<u64>>>()?;
+    let (hours, minutes, seconds) = match (days, &parts[..]) {
+        (Some(_), &[hours]) => (hours, 0, 0),
+        (Some(_), &[hours, minutes]) => (hours, minutes, 0),
+        (None, &[minutes]) => (0, minutes, 0),
+        (None, &[minutes, seconds]) => (0, minutes, seconds),
+        (_, &[hours, minutes, seconds]) => (hours, minutes, seconds),
+        _ => return None,
+    };
+    let units = [(days.unwrap_or(0), 86_400), (hours, 3600), (minutes, 60), (seconds, 1)];
+    let sum = units.iter().try_fold(0_u64, |sum, (count, unit)| sum.checked_add(count.checked_mul(*unit)?));
+    sum.filter(|&sum| sum > 0)
 }
 
 /// The file of these settings and what it holds.
@@ -246,6 +278,34 @@ mod tests {
         assert!(message(&["time="]).contains("time = \"\" is not one word"));
         assert!(message(&["partition=a b"]).contains("partition"));
         assert!(message(&["sbatch=[\"a\\nb\"]"]).contains("more than one line"));
+    }
+
+    #[test]
+    fn times_are_read_in_all_of_slurms_forms() {
+        let forms = ["90", "2:30", "1:00:05", "2-3", "2-3:10", "2-3:10:07", "24:00:00"];
+        let read = forms.map(|form| seconds(form).unwrap());
+        assert_eq!(read, [5400, 150, 3605, 183_600, 184_200, 184_207, 86_400]);
+        for other in
+            ["UNLIMITED", "INFINITE", "0", "1:2:3:4", "2-", "-3", "", "99999999999999999999", "1-2:3:4:5"]
+        {
+            assert_eq!(seconds(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_job_that_would_be_warned_as_it_starts_is_refused() {
+        for time in ["5", "6", "5:00", "0-0:6", "0:06:00"] {
+            let message = load(&[&format!("time={time}")]).unwrap_err().to_string();
+            let expected = format!(
+                "cluster settings: time = \"{time}\" leaves less than a minute of work before signal_lead_secs = 300"
+            );
+            assert!(message.starts_with(&expected), "{message}");
+        }
+        for changes in
+            [&["time=6:01"][..], &["time=UNLIMITED"], &["time=2", "signal_lead_secs=30"], &["time=0-1"]]
+        {
+            assert!(load(changes).is_ok(), "{changes:?}");
+        }
     }
 
     #[test]

@@ -80,8 +80,13 @@ fn mistakes_are_one_sentence_and_write_nothing() {
     );
     check(&["evaluate", "--cluster", "generic", "--each", "it's"], "--each \"it's\" has an open quote");
     check(
-        &["train", "--cluster", "generic", "--", "--experiment", "a"],
+        &["train", "--cluster", "generic", "--", "seed=1"],
         "several machines need --run-dir DIR among the worker's arguments, on a file system that they share",
+    );
+    check(
+        &["train", "--cluster", "generic", "--set", "time=5", "--", "--run-dir", "a"],
+        "cluster settings: time = \"5\" leaves less than a minute of work before signal_lead_secs = 300, so the job would be \
+         queued again for ever; give it more time or a shorter lead",
     );
     check(
         &["train", "--cluster", "generic", "--submit", "--", "--run-dir", "a"],
