@@ -294,9 +294,10 @@ impl<'a> Launch<'a> {
             },
             None => Outcome::judge(&self.endings, mpirun),
         };
+        let judged = if self.told_to_stop { judged.after_a_request() } else { judged };
         match (self.aborted, judged) {
             // The ranks may have been through with saving when the second signal came.
-            (_, Outcome::Finished | Outcome::Preempted) | (None, _) => judged,
+            (_, Outcome::Finished | Outcome::Preempted | Outcome::StoppedEarly) | (None, _) => judged,
             (Some(signal), _) => Outcome::Aborted { signal },
         }
     }

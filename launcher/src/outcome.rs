@@ -17,6 +17,8 @@ pub enum Outcome {
     Finished,
     /// The ranks saved a checkpoint and stopped.
     Preempted,
+    /// Told to stop while ranks started: one was ended by the request before it listened to it, and nothing was trained yet.
+    StoppedEarly,
     /// This rank failed first.
     RankFailed {
         /// Which.
@@ -74,6 +76,18 @@ impl Outcome {
         }
     }
 
+    /// The same, if the launcher was told to stop and passed that on: a rank that the request itself ended did not listen yet.
+    pub fn after_a_request(self) -> Self {
+        match self {
+            Self::RankFailed { ending: Ending::Signal(libc::SIGUSR1), .. } => Self::StoppedEarly,
+            // Shells and container commands report a signal as 128 + n.
+            Self::RankFailed { ending: Ending::Exit(code), .. } if code == 128 + libc::SIGUSR1 => {
+                Self::StoppedEarly
+            }
+            other => other,
+        }
+    }
+
     /// The rank to blame, if it is one.
     pub fn blamed(self) -> Option<usize> {
         match self {
@@ -91,7 +105,7 @@ impl Outcome {
     pub fn code(self) -> u8 {
         match self {
             Self::Finished => 0,
-            Self::Preempted => Ending::Exit(PREEMPTED).code(),
+            Self::Preempted | Self::StoppedEarly => Ending::Exit(PREEMPTED).code(),
             Self::RankFailed { ending, .. } | Self::MpirunFailed(ending) => ending.code(),
             Self::RankHangs { .. } | Self::NotStarted { .. } => Ending::Exit(COMMUNICATION).code(),
             Self::HostsUnusable { .. } => 1,
@@ -107,6 +121,10 @@ impl fmt::Display for Outcome {
             Self::Preempted => write!(
                 f,
                 "stopped after saving a checkpoint (exit code 75); the same command goes on from it"
+            ),
+            Self::StoppedEarly => write!(
+                f,
+                "stopped before there was anything to save (exit code 75); the same command goes on from where the run was"
             ),
             Self::RankFailed { rank, ending } => write!(f, "rank {rank} failed first: {ending}"),
             Self::RankHangs { rank, seconds } => {
@@ -183,6 +201,16 @@ mod tests {
     }
 
     #[test]
+    fn a_rank_that_a_request_ended_had_nothing_to_save() {
+        let after = |ending| Outcome::RankFailed { rank: 1, ending }.after_a_request();
+        assert_eq!([Signal(10), Exit(138)].map(after), [Outcome::StoppedEarly; 2]);
+        for ending in [Signal(9), Exit(137), Exit(4)] {
+            assert_eq!(after(ending), Outcome::RankFailed { rank: 1, ending });
+        }
+        assert_eq!(Outcome::Finished.after_a_request(), Outcome::Finished);
+    }
+
+    #[test]
     fn codes_and_sentences_name_code_and_signal() {
         let killed = Outcome::RankFailed { rank: 3, ending: Signal(9) };
         assert_eq!(
@@ -191,7 +219,7 @@ mod tests {
         );
         let data = Outcome::RankFailed { rank: 0, ending: Exit(3) };
         assert_eq!((data.code(), data.to_string().as_str()), (3, "rank 0 failed first: exit code 3 (data)"));
-        assert_eq!(Outcome::Preempted.code(), 75);
+        assert_eq!((Outcome::Preempted.code(), Outcome::StoppedEarly.code()), (75, 75));
         let hangs = Outcome::RankHangs { rank: 1, seconds: 600 };
         assert_eq!((hangs.code(), hangs.blamed()), (5, Some(1)));
         let aborted = Outcome::Aborted { signal: 2 };

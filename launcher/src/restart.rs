@@ -80,7 +80,10 @@ impl Restarts {
 fn is_transient(outcome: Outcome) -> bool {
     match outcome {
         Outcome::Finished | Outcome::Aborted { .. } => false,
-        Outcome::Preempted | Outcome::RankHangs { .. } | Outcome::NotStarted { .. } => true,
+        Outcome::Preempted
+        | Outcome::StoppedEarly
+        | Outcome::RankHangs { .. }
+        | Outcome::NotStarted { .. } => true,
         Outcome::MpirunFailed(_) | Outcome::HostsUnusable { .. } => true,
         Outcome::RankFailed { ending: Ending::Signal(_), .. } => true,
         // Shells and container commands report a signal as 128 + n.

@@ -55,20 +55,43 @@ fn a_second_signal_ends_ranks_that_do_not_stop() {
     assert_eq!(bench.processes(), Vec::<u32>::new());
 }
 
-#[test]
-fn a_request_while_ranks_start_waits_for_them() {
-    let bench = Bench::new("trap 'exit 75' USR1\nwhile :; do sleep 0.1; done");
+/// A launcher that is told to stop while mpirun starts, and what it says in the end.
+fn told_to_stop_at_the_start(worker: &str) -> String {
+    let bench = Bench::new(worker);
     let slow_mpirun = bench.path().join("mpirun");
     let script = "#!/bin/sh\necho >> starting\nsleep 1\nPATH=${PATH#*:}\nexec mpirun \"$@\"";
     fs::write(&slow_mpirun, script).unwrap();
     make_executable(&slow_mpirun);
     let path = format!("{}:{}", bench.path().display(), std::env::var("PATH").unwrap());
-    let mut command = bench.command(1, &[], &[]);
+    let mut command = bench.command(2, &["--max-restarts", "1"], &["train", "--run-dir", "run"]);
     let launcher = command.env("PATH", path).stderr(Stdio::piped()).spawn().unwrap();
     wait_until("mpirun starts", || !bench.read("starting").is_empty());
     send("-TERM", launcher.id());
-    let report = text(&launcher.wait_with_output().unwrap().stderr);
-    // The worker runs then, but a script cannot promise that its trap is set by that time.
-    let endings = ["stopped after saving", "rank 0 failed first: killed by signal 10 (SIGUSR1)"];
-    assert!(endings.iter().any(|ending| report.contains(ending)), "{report}");
+    let output = launcher.wait_with_output().unwrap();
+    let report = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{report}");
+    assert!(bench.read("run/launcher.json").contains(r#""exit_code":75"#), "{report}");
+    report
+}
+
+const NOTHING_TO_SAVE: &str = "ilm-launch: stopped before there was anything to save (exit code 75)";
+
+#[test]
+fn a_request_while_ranks_start_waits_for_them() {
+    let report = told_to_stop_at_the_start("trap 'exit 75' USR1\nwhile :; do sleep 0.1; done");
+    // A script cannot promise that its trap is set by the time at which it is asked.
+    assert!(report.contains("stopped after saving") || report.contains(NOTHING_TO_SAVE), "{report}");
+}
+
+#[test]
+fn ranks_that_do_not_listen_yet_have_nothing_to_save() {
+    // A shell tells what its command died of by an exit code.
+    for worker in ["exec sleep 1000", "(trap - USR1; exec sleep 1000)\nexit $?"] {
+        let report = told_to_stop_at_the_start(worker);
+        assert!(report.contains(NOTHING_TO_SAVE), "{report}");
+        assert!(!report.contains("failed first") && !report.contains("starting again"), "{report}");
+    }
+    // Nobody asked for the end of this one.
+    let output = Bench::new("kill -USR1 $$\nsleep 1000").run(1, &[], &[]);
+    assert_eq!(output.status.code(), Some(138), "{}", text(&output.stderr));
 }
