@@ -16,13 +16,13 @@
 //! | code | meaning |
 //! | --- | --- |
 //! | 0 | every rank ended well |
-//! | 1 | `mpirun` or the launcher itself failed, and no rank did (another code of `mpirun` comes through) |
+//! | 1 | `mpirun`, `srun`, a host or the launcher itself failed, and no rank did (another code of `mpirun` comes through) |
 //! | 2 | usage or configuration, of the launcher or of the worker |
 //! | 3 | data |
 //! | 4 | checkpoint |
 //! | 5 | communication between ranks, a rank that hangs, or ranks that do not start |
 //! | 6 | non-finite loss |
-//! | 75 | preempted: a checkpoint was saved and the same command goes on from it |
+//! | 75 | preempted: a checkpoint was saved, or there was nothing to save yet; the same command goes on |
 //! | 101 | panic |
 //! | 128 + n | killed by signal n, or ended without saving on a second signal n |
 
@@ -50,6 +50,7 @@ pub mod session;
 pub mod slurm;
 pub mod status;
 pub mod trace;
+pub mod worker_args;
 
 use clap::Parser;
 use std::process::ExitCode;

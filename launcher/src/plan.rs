@@ -6,8 +6,8 @@ use crate::hosts::{self, Host};
 use crate::machine;
 use crate::restart::RestartPolicy;
 use crate::session::{Events, Session};
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
+use crate::worker_args;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Where ranks go.
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub enum Place {
     /// All of them here.
     Here {
-        /// Whether they share cores.
+        /// Whether mpirun is not to count: they share cores, or it would count the tasks of a Slurm allocation instead.
         oversubscribed: bool,
     },
     /// To several machines.
@@ -50,7 +50,7 @@ pub struct RunPlan {
     pub worker: PathBuf,
     /// Its arguments.
     pub worker_args: Vec<OsString>,
-    /// Run directory named by the worker's arguments.
+    /// The worker's run directory, if its arguments say which.
     pub run_dir: Option<PathBuf>,
     /// Seconds that the start of all ranks may take; 0: any number.
     pub start_timeout: u64,
@@ -67,7 +67,7 @@ impl RunPlan {
     /// No ranks, too few cores to bind, no mpirun, no worker.
     pub fn new(args: RunArgs) -> Result<Self> {
         let (ranks, place) = place(&args)?;
-        let run_dir = run_dir(&args.worker_args);
+        let run_dir = worker_args::run_dir(&args.worker_args);
         if matches!(place, Place::Elsewhere { .. }) && run_dir.is_none() {
             return Err(Error::NoSharedFolder);
         }
@@ -131,8 +131,8 @@ fn place(args: &RunArgs) -> Result<(usize, Place)> {
         (Some(_), _) | (None, 2..) => return Ok((ranks, elsewhere(Vec::new()))),
         (None, _) => {}
     }
-    let oversubscribed = divide(ranks, machine::usable_cores().len(), args.cpu_bind)?;
-    Ok((ranks, Place::Here { oversubscribed }))
+    let share_cores = divide(ranks, machine::usable_cores().len(), args.cpu_bind)?;
+    Ok((ranks, Place::Here { oversubscribed: share_cores || nodes > 0 }))
 }
 
 /// Nodes of the Slurm allocation in which this process runs, 0 without one.
@@ -163,27 +163,9 @@ fn find_worker(given: Option<PathBuf>, wrapper: &Path) -> Result<PathBuf> {
     machine::find_in_path("ilm-worker").ok_or_else(|| Error::NoWorker { beside: folder.to_path_buf() })
 }
 
-/// The run directory that the worker's arguments name.
-pub fn run_dir(worker_args: &[OsString]) -> Option<PathBuf> {
-    let mut args = worker_args.iter();
-    while let Some(arg) = args.next() {
-        if arg == "--run-dir" {
-            return args.next().map(PathBuf::from);
-        }
-        if let Some(value) = arg.as_bytes().strip_prefix(b"--run-dir=") {
-            return Some(OsStr::from_bytes(value).into());
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn os(args: &[&str]) -> Vec<OsString> {
-        args.iter().map(OsString::from).collect()
-    }
 
     #[test]
     fn only_more_ranks_than_cores_oversubscribe() {
@@ -192,13 +174,6 @@ mod tests {
         assert!(!divide(3, 8, CpuBind::Cores).unwrap());
         assert!(matches!(divide(5, 4, CpuBind::Cores), Err(Error::TooFewCores { ranks: 5, cores: 4 })));
         assert!(matches!(divide(0, 4, CpuBind::None), Err(Error::NoRanks)));
-    }
-
-    #[test]
-    fn run_dir_is_found_in_both_forms() {
-        assert_eq!(run_dir(&os(&["train", "--run-dir", "a b"])), Some("a b".into()));
-        assert_eq!(run_dir(&os(&["--run-dir=x", "seed=1"])), Some("x".into()));
-        assert_eq!(run_dir(&os(&["--run-directory", "x", "--run-dir"])), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ pub use cluster::{Cluster, Launcher};
 
 use crate::args::{EvaluateJobArgs, SlurmArgs, SlurmJob};
 use crate::error::{Error, Result};
-use crate::{machine, plan};
+use crate::{machine, worker_args};
 use script::Script;
 use std::ffi::OsString;
 use std::fs;
@@ -22,7 +22,7 @@ use std::process::{Command, Stdio};
 pub fn slurm(args: &SlurmArgs) -> Result<u8> {
     let (job, jobs, after) = match &args.job {
         // The launcher refuses it only once the job runs.
-        SlurmJob::Train(job) if plan::run_dir(&job.worker_args).is_none() => {
+        SlurmJob::Train(job) if worker_args::run_dir(&job.worker_args).is_none() => {
             return Err(Error::NoSharedFolder);
         }
         SlurmJob::Train(job) => (job, vec![words(&job.worker_args)?], None),
@@ -63,8 +63,8 @@ fn words(args: &[OsString]) -> Result<Vec<String>> {
 }
 
 /// The run directory's own name.
-fn default_name(worker_args: &[OsString]) -> String {
-    let run_dir = plan::run_dir(worker_args);
+fn default_name(args: &[OsString]) -> String {
+    let run_dir = worker_args::run_dir(args);
     let name = run_dir.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
     name.unwrap_or_else(|| "ilm".to_owned())
 }
