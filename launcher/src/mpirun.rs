@@ -10,6 +10,10 @@ use std::process::Command;
 /// Seconds from a signal to the end by force, for the worker; a batch script sets it.
 const LEAD_VARIABLE: &str = "ILM_STOP_LEAD_SECS";
 
+/// Set for the worker: SIGUSR1 comes from the launcher, as it does whatever the launcher was told by, and has to stop the worker
+/// even where the run's settings do not name it.
+pub const STOPS_BY_USR1: &str = "ILM_STOP_BY_USR1";
+
 /// The command that starts the wrapper of every rank; the wrappers report to `session`.
 pub fn command(plan: &RunPlan, session: &Session) -> Command {
     let mut command = Command::new(&plan.mpirun);
@@ -40,6 +44,8 @@ fn is_by_srun(plan: &RunPlan) -> bool {
 }
 
 fn by_srun(command: &mut Command, plan: &RunPlan, mpi: &str) {
+    // Jobs may have been submitted without their environment, which steps would then lack too, token and settings included.
+    command.arg("--export=ALL");
     // Without -K the ranks of other nodes wait for ever for one that died.
     command.args(["-K", "--mpi", mpi, "--ntasks", &plan.ranks.to_string()]);
     if plan.bind_cores {
@@ -168,5 +174,9 @@ mod tests {
         let by_slurm = words(place("ssh", Vec::new())).join(" ");
         assert!(!by_slurm.contains("--host") && !by_slurm.contains("plm_rsh"), "{by_slurm}");
         assert!(by_slurm.contains("oob_tcp_keepalive_time"));
+        let srun = Some("pmix".to_owned());
+        let by_srun =
+            words(Place::Elsewhere { hosts: Vec::new(), agent: "ssh".into(), interface: None, srun });
+        assert_eq!(by_srun[..6], ["--export=ALL", "-K", "--mpi", "pmix", "--ntasks", "8"]);
     }
 }

@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getppid};
+use nix::unistd::{Pid, getpgid, getpgrp, getppid};
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -65,6 +65,19 @@ fn parent(process: Pid) -> Option<Pid> {
     Some(Pid::from_raw(after_name.split_whitespace().nth(1)?.parse().ok()?))
 }
 
+/// Whether a process belongs to this one: it is of its group, or below it.
+pub fn is_own(process: u32) -> bool {
+    // For the kernel 0 means the one who asks.
+    let Some(process) = i32::try_from(process).ok().filter(|&process| process > 0) else { return false };
+    let process = Pid::from_raw(process);
+    // Process groups are what is left of a family whose middle is gone; ancestry, of one that made a group of its own.
+    getpgid(Some(process)) == Ok(getpgrp()) || ancestors(process).any(|ancestor| ancestor == Pid::this())
+}
+
+fn ancestors(process: Pid) -> impl Iterator<Item = Pid> {
+    std::iter::successors(Some(process), |&process| parent(process).filter(|parent| parent.as_raw() > 0))
+}
+
 /// The name of a process that lives; one that waits for its parent to notice its end does not.
 pub fn name(process: u32) -> Option<String> {
     let (name, after_name) = stat(i32::try_from(process).ok()?)?;
@@ -87,6 +100,18 @@ mod tests {
     fn the_parent_of_a_process_is_read() {
         assert_eq!(parent(Pid::this()), Some(getppid()));
         assert_eq!(parent(Pid::from_raw(i32::MAX)), None);
+    }
+
+    #[test]
+    fn own_are_the_group_and_what_is_below() {
+        assert!(is_own(std::process::id()));
+        assert!(!is_own(1) && !is_own(u32::MAX) && !is_own(0));
+        let mut elsewhere = Command::new("sleep");
+        let mut child = elsewhere.arg("1000").process_group(0).spawn().unwrap();
+        assert!(is_own(child.id()), "a child that has a group of its own");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!is_own(child.id()));
     }
 
     #[test]

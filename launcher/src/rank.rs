@@ -5,7 +5,9 @@ use crate::args::RankArgs;
 use crate::error::{Error, Result};
 use crate::event::{Ending, Event, Happening, MAX_PIECE, Stream};
 use crate::heartbeat::{self, unix_ms};
+use crate::mpirun::STOPS_BY_USR1;
 use crate::outcome::PREEMPTED;
+use crate::status::this_host;
 use crate::{leftovers, machine, process, session};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, killpg};
@@ -48,6 +50,7 @@ pub fn run(args: &RankArgs) -> Result<u8> {
 
     let mut command = Command::new(&args.worker);
     command.args(&args.worker_args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env(STOPS_BY_USR1, "1");
     process::die_with_parent(&mut command, Signal::SIGKILL);
     let began = unix_ms(SystemTime::now());
     let mut worker = command.spawn().map_err(Error::io("start", &args.worker))?;
@@ -82,17 +85,20 @@ fn job() -> Option<u32> {
 
 /// Tells the launcher, once, when the heartbeat that the worker writes after `began` has stood still for too long.
 ///
+/// A job beside a run, such as an evaluation, writes none while the run does, and has nothing to do with how that goes on.
 /// Only changes are looked at, by this process's own clock: so a clock that is set or differs does no harm.
 fn watch_heartbeat(reporter: &Arc<Reporter>, args: &RankArgs, began: u64) {
     let (Some(run_dir), limit @ 1..) = (args.run_dir.clone(), args.hang_timeout) else { return };
     let reporter = Arc::clone(reporter);
     thread::spawn(move || {
+        let host = this_host();
         let mut last = (None, Instant::now());
         while last.0.is_none() || last.1.elapsed() < Duration::from_secs(limit) {
             thread::sleep(LOOK_AGAIN);
             let beat = heartbeat::read(&run_dir, reporter.rank, began);
-            if beat.is_some() && beat != last.0 {
-                last = (beat, Instant::now());
+            let own = beat.filter(|beat| beat.host == host && process::is_own(beat.pid));
+            if own.is_some() && own != last.0 {
+                last = (own, Instant::now());
             }
         }
         reporter.tell(Happening::Hangs(limit));

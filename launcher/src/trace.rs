@@ -24,10 +24,11 @@ impl Trace {
     /// 1970. What a stopped rank did later says nothing: mpirun lets it go on before it ends it.
     pub fn read_all(run_dir: &Path, ranks: usize, since: u64, until: u64) -> Vec<Self> {
         let trace = |rank| {
-            let heartbeat = heartbeat::read(run_dir, rank, since);
+            let in_time = |beat: &Heartbeat| beat.updated_unix_ms <= until;
+            let heartbeat = heartbeat::read(run_dir, rank, since).filter(in_time);
             Self {
                 rank,
-                heartbeat: heartbeat.filter(|beat| beat.updated_unix_ms <= until),
+                heartbeat: heartbeat.filter(|beat| !is_older(run_dir, beat, since)),
                 flight: Flight::read(run_dir, rank, since, until),
             }
         };
@@ -64,6 +65,14 @@ impl Trace {
         let by_flight = self.flight.as_ref().map_or(0, |flight| flight.last_unix_ms);
         by_flight.max(self.heartbeat.as_ref().map_or(0, |beat| beat.updated_unix_ms))
     }
+}
+
+/// Whether the process of a heartbeat began before `since`: that of a run beside which this attempt was made.
+fn is_older(run_dir: &Path, beat: &Heartbeat, since: u64) -> bool {
+    let is_of = |since| {
+        Flight::read(run_dir, beat.rank, since, u64::MAX).is_some_and(|flight| flight.pid == beat.pid)
+    };
+    is_of(0) && !is_of(since)
 }
 
 /// The number of a collective, counted from 1; 0 before the first.

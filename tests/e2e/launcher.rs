@@ -48,6 +48,30 @@ fn sigterm_to_the_launcher_saves_and_exits_75() {
 }
 
 #[test]
+fn the_launchers_own_signal_saves_whatever_stop_signals_says() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut arguments = training(folder.path(), 100_000);
+    arguments.push(r#"trainer.stop_signals=["USR2"]"#.into());
+    let child = start(&mut launch(2, &arguments));
+    wait_until("some steps", || last_step(folder.path()) >= 5);
+    kill(Signal::SIGTERM, child.id());
+    wait(child).expect(75);
+    assert_eq!(checkpoint_steps(folder.path()), [last_step(folder.path())]);
+}
+
+#[test]
+fn a_launch_watches_the_run_directory_of_an_experiment_too() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut arguments = training(folder.path(), 2);
+    let named = arguments.iter().position(|argument| argument == "--run-dir").expect("it is named");
+    arguments.drain(named..named + 2);
+    run(launch(1, &arguments).current_dir(folder.path())).expect(0);
+    let run_dir = folder.path().join("runs/star_easy_ilm");
+    assert_eq!(checkpoint_steps(&run_dir), [2]);
+    assert!(run_dir.join("logs/rank-0.log").exists() && run_dir.join("launcher.json").exists());
+}
+
+#[test]
 fn a_killed_rank_is_named_and_ends_the_others() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let child = start(&mut launch(2, &training(folder.path(), 100_000)));

@@ -14,6 +14,9 @@ use signal_hook::{SigId, flag, low_level};
 /// Environment variable: seconds from the signal to the end by force. A batch script that knows them sets it.
 pub const LEAD_VARIABLE: &str = "ILM_STOP_LEAD_SECS";
 
+/// Environment variable that `ilm-launch` sets for its ranks: it passes every request on as SIGUSR1, so that one always counts.
+pub const BY_USR1_VARIABLE: &str = "ILM_STOP_BY_USR1";
+
 /// A signal that may ask to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -127,14 +130,16 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// From now on exactly these signals ask to stop; others do what they usually do.
+    /// From now on exactly these signals ask to stop, and SIGUSR1 where [`BY_USR1_VARIABLE`] is set; others do what they usually do.
     ///
     /// # Errors
     /// If the operating system refuses the handlers.
     pub fn listen_to(&mut self, wanted: &[StopSignal]) -> io::Result<()> {
+        let by_launcher = std::env::var_os(BY_USR1_VARIABLE).is_some();
         for signal in StopSignal::ALL {
             let (number, listens) = (signal.number(), self.actions.iter().any(|(other, _)| *other == signal));
-            if wanted.contains(&signal) == listens {
+            let is_wanted = wanted.contains(&signal) || (signal == StopSignal::Usr1 && by_launcher);
+            if is_wanted == listens {
                 continue;
             }
             if listens {

@@ -1,6 +1,6 @@
 //! What a rank last said about itself is told when it dies, and a rank that says nothing any more ends the run.
 
-use crate::support::{Bench, send, text, wait_until};
+use crate::support::{Bench, fresh_beat, host, send, text, wait_until};
 use std::fs;
 
 const RUN: &[&str] = &["train", "--run-dir", "run"];
@@ -12,8 +12,9 @@ fn a_dead_rank_is_named_with_the_place_where_it_was() {
     assert_eq!(output.status.code(), Some(137));
     let report = text(&output.stderr);
     assert!(report.contains("rank 1 failed first: killed by signal 9 (SIGKILL)\n"), "{report}");
-    let place = " on here: phase train, step 7, last collective gradients (number 70, 64 bytes)\n";
-    assert!(report.contains(place), "{report}");
+    let place =
+        format!(" on {}: phase train, step 7, last collective gradients (number 70, 64 bytes)\n", host());
+    assert!(report.contains(&place), "{report}");
 }
 
 #[test]
@@ -59,6 +60,30 @@ fn hanging_is_allowed_where_it_is_switched_off() {
     std::thread::sleep(std::time::Duration::from_secs(3));
     fs::write(bench.path().join("go"), "").unwrap();
     assert_eq!(launcher.wait_with_output().unwrap().status.code(), Some(0));
+}
+
+#[test]
+fn the_silence_of_a_run_beside_it_does_not_end_a_job() {
+    let bench = Bench::new("mkdir -p run/heartbeats\necho >> ready\nuntil [ -e go ]; do sleep 0.1; done");
+    let launcher = bench.start_with(1, &["--hang-timeout", "1"], &["evaluate", "--run-dir", "run"]);
+    // Written once, after the job began, by a process that is none of its own.
+    fs::write(bench.path().join("run/heartbeats/rank-0.json"), fresh_beat(std::process::id())).unwrap();
+    // Longer than the wrapper takes to notice what stands still for a second.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    fs::write(bench.path().join("go"), "").unwrap();
+    let output = launcher.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_hang_below_a_container_command_is_noticed_too() {
+    // As a container's command would, the worker starts the one that beats.
+    let bench = Bench::new("[ $1 = exec ] && { \"$0\" train & wait; exit; }\nbeat runs/e 7\nsleep 1000");
+    let options = ["--hang-timeout", "1"];
+    let output = bench.run(1, &options, &["exec", "ilm-worker", "--experiment", "e"]);
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
+    assert!(bench.path().join("runs/e/launcher.json").exists(), "the run directory of an experiment");
+    assert!(bench.path().join("runs/e/logs/rank-0.log").exists());
 }
 
 #[test]

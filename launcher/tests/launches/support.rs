@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 
 /// Nothing here should take longer, however busy the machine is.
@@ -18,8 +18,8 @@ pub const LAUNCHER: &str = env!("CARGO_BIN_EXE_ilm-launch");
 /// `beat RUN STEP`: writes the heartbeat. `save RUN STEP`: leaves what looks like a checkpoint.
 const FUNCTIONS: &str = r#"beat() {
     mkdir -p $1/heartbeats
-    printf '{"rank":%d,"pid":%d,"host":"here","phase":"train","step":%d,"last_collective":{"name":"gradients",
-        "sequence":%d,"bytes":64},"updated_unix_ms":%s}' $RANK $$ $2 $((10 * $2)) $(date +%s%3N) >$1/heartbeats/.$RANK
+    printf '{"rank":%d,"pid":%d,"host":"%s","phase":"train","step":%d,"last_collective":{"name":"gradients",
+        "sequence":%d,"bytes":64},"updated_unix_ms":%s}' $RANK $$ $(uname -n) $2 $((10 * $2)) $(date +%s%3N) >$1/heartbeats/.$RANK
     mv $1/heartbeats/.$RANK $1/heartbeats/rank-$RANK.json
 }
 save() {
@@ -139,6 +139,18 @@ impl Drop for Bench {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
         }
     }
+}
+
+/// The name of this host, as heartbeats have it.
+pub fn host() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned()
+}
+
+/// A heartbeat of rank 0, written at this moment by the process `pid` on this host.
+pub fn fresh_beat(pid: u32) -> String {
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
+    let host = host();
+    format!(r#"{{"rank":0,"pid":{pid},"host":"{host}","phase":"train","step":7,"updated_unix_ms":{now}}}"#)
 }
 
 pub fn make_executable(path: &Path) {
