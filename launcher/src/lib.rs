@@ -36,6 +36,7 @@ pub mod hosts;
 pub mod leftovers;
 pub mod machine;
 pub mod mpirun;
+pub mod notes;
 pub mod outcome;
 pub mod output;
 pub mod plan;

@@ -3,6 +3,7 @@
 use crate::attempt::{Ended, Message, attempt};
 use crate::error::{Error, Result};
 use crate::heartbeat::unix_ms;
+use crate::notes::Notes;
 use crate::outcome::Outcome;
 use crate::output::complain;
 use crate::plan::{self, RunPlan};
@@ -27,12 +28,13 @@ pub fn run(mut plan: RunPlan) -> Result<u8> {
     process::adopt_orphans().map_err(Error::io("adopt the processes of", &plan.wrapper))?;
     let mut restarts = Restarts::new(plan.restarts, plan.run_dir.clone());
     let mut record = first_record(&plan);
+    let mut notes = Notes::new(&plan);
     loop {
         record.started_unix_ms = unix_ms(SystemTime::now());
-        note(&plan, &record);
+        notes.begin(&record);
         let Ended { outcome, told_to_stop } = attempt(&plan, &messages, &received)?;
         record.end = Some(End::now(outcome));
-        note(&plan, &record);
+        notes.end(&record, outcome);
 
         // Slurm takes nodes away by signals to the ranks themselves: they are wanted back, and the job is queued again.
         let wanted_back = outcome == Outcome::Preempted && plan::allocated_nodes() > 0;
@@ -85,14 +87,4 @@ fn first_record(plan: &RunPlan) -> Record {
     let arguments = plan.worker_args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let (ranks, pid) = (plan.ranks, std::process::id());
     Record { arguments, ranks, host: this_host(), pid, started_unix_ms: 0, restarts: 0, end: None }
-}
-
-/// Leaves the record in the run directory, if one is known.
-fn note(plan: &RunPlan, record: &Record) {
-    let Some(run_dir) = &plan.run_dir else { return };
-    let written = std::fs::create_dir_all(run_dir).map_err(Error::io("create", run_dir));
-    // A disk that is full is no reason to end a run, or to end it differently.
-    if let Err(error) = written.and_then(|()| record.write(run_dir)) {
-        complain(format_args!("ilm-launch: {error}"));
-    }
 }

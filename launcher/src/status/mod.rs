@@ -14,6 +14,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+/// Up to what age a heartbeat is one of a rank that is alive, unless told otherwise.
+pub const FRESH: Duration = Duration::from_secs(60);
+
 /// Whether a run goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -28,6 +31,13 @@ pub enum RunState {
     Lost,
     /// Nothing is known of a launch, and no rank is alive.
     Idle,
+}
+
+impl RunState {
+    /// Whether it does, or will by itself.
+    pub fn goes_on(self) -> bool {
+        matches!(self, Self::Running | Self::Waiting)
+    }
 }
 
 /// Whether a rank is there.
@@ -189,10 +199,16 @@ fn run_state(launch: Option<&Record>, ranks: &[RankStatus], host: &str) -> RunSt
         // Of a launcher elsewhere the ranks are the only sign.
         any_alive
     };
+    // Ranks that this launcher did not start, or another of which nothing is recorded, write heartbeats after its end.
+    let outlived = |end: &End| {
+        let is_newer = |rank: &RankStatus| rank.heartbeat.updated_unix_ms > end.unix_ms;
+        ranks.iter().any(|rank| rank.state == RankState::Alive && is_newer(rank))
+    };
     let attempt_ended = launch.end.as_ref().is_some_and(|end| end.unix_ms >= launch.started_unix_ms);
     match (attempt_ended, launcher_lives || any_alive) {
         (false, true) => RunState::Running,
         (false, false) => RunState::Lost,
+        (true, _) if launch.end.as_ref().is_some_and(outlived) => RunState::Running,
         (true, _) if launch.host == host && launcher_lives => RunState::Waiting,
         (true, _) => RunState::Ended,
     }

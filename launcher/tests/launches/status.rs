@@ -1,10 +1,11 @@
 //! `ilm-launch status` on runs in progress, dead ones, and folders that hold no run.
 
-use crate::support::{Bench, LAUNCHER, send, text, wait_until};
+use crate::support::{Bench, LAUNCHER, fresh_beat, send, text, wait_until};
 use serde_json::Value;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
+
+const RUN: &[&str] = &["train", "--run-dir", "run"];
 
 fn status(bench: &Bench, options: &[&str]) -> String {
     let mut command = Command::new(LAUNCHER);
@@ -51,9 +52,9 @@ fn an_empty_folder_and_none() {
 fn a_run_in_progress_tells_ranks_progress_and_checkpoint() {
     let bench = Bench::new("beat run 120\necho >> ready\nexec sleep 1000");
     write_progress(&bench);
-    let launcher = bench.start_with(2, &[], &["train", "--run-dir", "run"]);
+    let launcher = bench.start_with(2, &[], RUN);
     let found = json(&bench);
-    // The shell that wrote the heartbeats became the sleep: the same process, on a host called otherwise.
+    // The shell that wrote the heartbeats became the sleep: the same process.
     let facts = [
         ("/state", Value::from("running")),
         ("/step", 120.into()),
@@ -80,12 +81,6 @@ fn a_run_in_progress_tells_ranks_progress_and_checkpoint() {
     send("-KILL", launcher.id());
     launcher.wait_with_output().unwrap();
     wait_until("all processes are gone", || bench.processes().is_empty());
-    // The ranks are on another host, for all that can be seen, so their heartbeats alone tell until they are old.
-    for beat in fs::read_dir(bench.path().join("run/heartbeats")).unwrap() {
-        let path = beat.unwrap().path();
-        let moved = fs::read_to_string(&path).unwrap().replace("\"here\"", &format!("\"{}\"", host()));
-        fs::write(path, moved).unwrap();
-    }
     let found = json(&bench);
     assert_eq!((&found["state"], &found["ranks"][0]["state"]), (&"lost".into(), &"gone".into()));
     assert!(status(&bench, &[]).contains("its launcher or machine was killed"));
@@ -95,7 +90,7 @@ fn a_run_in_progress_tells_ranks_progress_and_checkpoint() {
 fn an_ended_run_tells_how_and_an_old_heartbeat_is_stale() {
     let bench = Bench::new("exit 3");
     write_progress(&bench);
-    bench.run(1, &[], &["train", "--run-dir", "run"]);
+    bench.run(1, &[], RUN);
     let beat = |rank: u64| {
         format!(r#"{{"rank":{rank},"pid":1,"host":"gone","phase":"save","step":7,"updated_unix_ms":1000}}"#)
     };
@@ -115,7 +110,7 @@ fn an_ended_run_tells_how_and_an_old_heartbeat_is_stale() {
 fn a_run_that_waits_for_its_restart_says_so() {
     let bench = Bench::new("echo >> ready\nexit 5");
     let options = ["--max-restarts", "1", "--restart-delay", "100000"];
-    let launcher = bench.start_with(1, &options, &["train", "--run-dir", "run"]);
+    let launcher = bench.start_with(1, &options, RUN);
     wait_until("the end is recorded", || bench.read("run/launcher.json").contains(r#""exit_code":5"#));
     assert_eq!(json(&bench)["state"], "waiting");
     send("-TERM", launcher.id());
@@ -128,17 +123,40 @@ fn a_run_without_the_launcher_is_seen_by_its_heartbeats() {
     let bench = Bench::new("");
     write_progress(&bench);
     assert!(status(&bench, &[]).starts_with("run: not running\n"));
-    let own = std::process::id();
-    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
-    let beat = format!(
-        r#"{{"rank":0,"pid":{own},"host":"{}","phase":"train","step":7,"updated_unix_ms":{now}}}"#,
-        host()
-    );
-    write(&bench, "heartbeats/rank-0.json", &beat);
+    write(&bench, "heartbeats/rank-0.json", &fresh_beat(std::process::id()));
     assert_eq!(json(&bench)["state"], "running");
 }
 
-fn host() -> String {
-    let name = fs::read_to_string(Path::new("/proc/sys/kernel/hostname")).unwrap();
-    name.trim().to_owned()
+#[test]
+fn a_rank_that_lives_on_after_a_recorded_end_is_a_run_that_goes_on() {
+    let bench = Bench::new("exit 3");
+    bench.run(1, &[], RUN);
+    assert_eq!(json(&bench)["state"], "ended");
+    write(&bench, "heartbeats/rank-0.json", &fresh_beat(std::process::id()));
+    assert_eq!(json(&bench)["state"], "running");
+}
+
+#[test]
+fn jobs_beside_a_run_and_refused_launches_leave_its_record() {
+    let worker = "[ $1 = evaluate ] && exit 3\n[ $# = 5 ] && exit $5\necho >> ready\nuntil [ -e go ]; do sleep 0.1; done";
+    let bench = Bench::new(worker);
+    let refused = |code| [RUN, &["refused", code]].concat();
+    let launcher = bench.start_with(1, &[], RUN);
+    let going = bench.read("run/launcher.json");
+    for args in [&["evaluate", "--run-dir", "run"][..], &refused("2"), &refused("4")] {
+        // Not `run`, which would wait for the processes of the other one.
+        bench.command(1, &[], args).output().unwrap();
+        assert_eq!(bench.read("run/launcher.json"), going, "{args:?}");
+    }
+    fs::write(bench.path().join("go"), "").unwrap();
+    assert_eq!(launcher.wait_with_output().unwrap().status.code(), Some(0));
+    let ended = bench.read("run/launcher.json");
+    assert!(ended.contains(r#""exit_code":0"#), "{ended}");
+    for args in [&["evaluate", "--run-dir", "run"][..], &refused("2")] {
+        bench.run(1, &[], args);
+        assert_eq!(bench.read("run/launcher.json"), ended, "{args:?}");
+    }
+    // This one had the directory for itself, and what it found there was no good.
+    bench.run(1, &[], &refused("4"));
+    assert!(bench.read("run/launcher.json").contains(r#""exit_code":4"#));
 }
