@@ -1,9 +1,17 @@
 //! The command line, as clap parses it; nothing here is checked beyond its form.
 
+use crate::status;
+use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// More ranks than any machine has; what is kept for each of them would not fit in memory at some point.
+pub const MOST_RANKS: u64 = 1_000_000;
+
+/// A year; sums of times stay within what clocks can tell.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Starts and watches the ranks of ilm-worker.
 #[derive(Debug, Parser)]
@@ -36,7 +44,7 @@ pub enum Command {
 #[command(after_help = EXIT_CODES)]
 pub struct RunArgs {
     /// Number of ranks [default with --hosts: as many as the list has room for].
-    #[arg(short = 'n', long = "ranks", value_name = "N")]
+    #[arg(short = 'n', long = "ranks", value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(..=MOST_RANKS))]
     pub ranks: Option<usize>,
     /// Machines and the number of ranks on each, such as a:8,b:8. Programs and run directory lie on a file system that
     /// they share. Within a Slurm allocation of several nodes no list is needed.
@@ -69,14 +77,15 @@ pub struct RunArgs {
     /// notice a host on which its daemon dies before it has reported.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub start_timeout: u64,
-    /// Ends the run, with code 5, when the heartbeat of a rank in DIR/heartbeats (DIR as in --run-dir DIR of the worker)
-    /// has not changed for so long; 0 never does. Ranks without a heartbeat are not watched.
+    /// Ends the run, with code 5, when the heartbeat of a rank in DIR/heartbeats (DIR: the worker's run directory) has not
+    /// changed for so long; 0 never does. Ranks without a heartbeat are not watched.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub hang_timeout: u64,
     /// The worker; otherwise the ilm-worker beside this executable, otherwise the one in PATH.
     #[arg(long, value_name = "PATH")]
     pub worker: Option<PathBuf>,
-    /// Arguments of ilm-worker; with --run-dir DIR among them the output of rank K is kept in DIR/logs/rank-K.log.
+    /// Arguments of ilm-worker; with --run-dir DIR or --experiment NAME (DIR: runs/NAME) among them the output of rank K is kept in
+    /// DIR/logs/rank-K.log.
     #[arg(last = true, value_name = "WORKER ARGUMENTS")]
     pub worker_args: Vec<OsString>,
 }
@@ -125,7 +134,7 @@ pub struct StatusArgs {
     #[arg(long)]
     pub json: bool,
     /// Age from which on a heartbeat is stale.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = status::FRESH.as_secs())]
     pub stale_after: u64,
 }
 
@@ -188,9 +197,13 @@ pub struct EvaluateJobArgs {
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(number).map_err(|error| error.to_string())
+    match Duration::try_from_secs_f64(number) {
+        Ok(time) if time <= LONGEST => Ok(time),
+        Ok(_) => Err(format!("more than a year ({} seconds)", LONGEST.as_secs())),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 all ranks ended well, 1 mpirun or launcher failed, 2 usage or configuration, 3 data, 4 checkpoint,
-5 communication, 6 non-finite loss, 75 preempted after saving a checkpoint, 101 panic, 128+n signal n.";
+5 communication, 6 non-finite loss, 75 preempted after saving what there was, 101 panic, 128+n signal n.";

@@ -1,5 +1,6 @@
 //! The machines of a run: the list `a:8,b:8`, and whether each of them can be used.
 
+use crate::args::MOST_RANKS;
 use crate::error::Error;
 use crate::plan::RunPlan;
 use crate::status::this_host;
@@ -42,6 +43,9 @@ pub fn parse(list: &str) -> crate::error::Result<Vec<Host>> {
             && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         match ranks {
             _ if !is_name => return Err(bad("is no host name")),
+            Ok(ranks) if ranks as u64 > MOST_RANKS => {
+                return Err(bad("has more ranks than a machine can have"));
+            }
             Err(_) | Ok(0) => return Err(bad("has no number of ranks behind the colon")),
             Ok(_) if hosts.iter().any(|host| host.name == name) => return Err(bad("is named twice")),
             Ok(ranks) => hosts.push(Host { name: name.to_owned(), ranks }),

@@ -56,6 +56,25 @@ fn an_mpi_program_that_aborts_is_named_with_its_code() {
 }
 
 #[test]
+fn a_slurm_allocation_of_one_task_has_room_for_as_many_ranks_as_cores() {
+    let bench = Bench::new("echo >> ran");
+    let mut command = bench.command(2, &[], &[]);
+    // What mpirun knows of an allocation; the launcher has counted cores itself.
+    let allocation = [
+        ("SLURM_JOB_ID", "1"),
+        ("SLURM_JOBID", "1"),
+        ("SLURM_JOB_NUM_NODES", "1"),
+        ("SLURM_NNODES", "1"),
+        ("SLURM_NODELIST", "localhost"),
+        ("SLURM_JOB_NODELIST", "localhost"),
+        ("SLURM_TASKS_PER_NODE", "1"),
+    ];
+    let output = command.envs(allocation).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(bench.read("ran"), "\n\n");
+}
+
+#[test]
 fn a_failure_of_mpirun_itself_is_shown_in_its_words() {
     let bench = Bench::new("");
     let mut command = bench.command(1, &[], &[]);
@@ -153,6 +172,17 @@ fn errors_of_the_command_line_are_one_sentence_and_code_2() {
         &mut bench.command(3, &["--hosts", "a:1,b:1"], &["--run-dir", "run"]),
         "-n 3 is more than the 2 ranks that --hosts has room for",
     );
+    let run = |option: &str, value: &str| {
+        let output = Command::new(LAUNCHER).args(["run", option, value, "--", "train"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+        text(&output.stderr).lines().next().unwrap().to_owned()
+    };
+    let message = run("-n", "99999999999");
+    assert!(message.ends_with("99999999999 is not in 0..=1000000"), "{message}");
+    let message = run("--restart-delay", "1e19");
+    assert!(message.ends_with("more than a year (31536000 seconds)"), "{message}");
+    let message = run("--hosts", "a:18446744073709551615,b:1");
+    assert!(message.contains("'a:18446744073709551615' has more ranks than a machine can have"), "{message}");
     check(
         &mut bench.command(1, &["--hosts", "a:1"], &[]),
         "several machines need --run-dir DIR among the worker's arguments, on a file system that they share",
