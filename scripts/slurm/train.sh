@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Written by: ilm-launch slurm train --cluster generic -- --experiment lm1b_ilm --run-dir runs/lm1b_ilm
+# Written by: ilm-launch slurm train --cluster generic -- --experiment lm1b_ilm --run-dir runs/lm1b_ilm 'data.train=/data/lm1b/train-*.parquet' 'data.tokenizer=/data/bert-base-uncased/tokenizer.json'
 # Change the settings there and write it again.
 #SBATCH --job-name=lm1b_ilm
 #SBATCH --nodes=2
@@ -33,7 +33,7 @@ agree "GPUs per node" 8 "${SLURM_GPUS_ON_NODE:-}"
 [[ " $(srun --mpi=list 2>&1) " =~ [[:space:]]pmix[[:space:],] ]] ||
     fail "srun has no MPI plug-in 'pmix' here; give the cluster's settings another 'mpi', or launcher = \"mpirun\""
 
-set -- --experiment lm1b_ilm --run-dir runs/lm1b_ilm
+set -- --experiment lm1b_ilm --run-dir runs/lm1b_ilm 'data.train=/data/lm1b/train-*.parquet' 'data.tokenizer=/data/bert-base-uncased/tokenizer.json'
 
 # What the worker compares with the time its saves take before it begins one.
 export ILM_STOP_LEAD_SECS=300
