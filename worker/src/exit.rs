@@ -78,7 +78,7 @@ fn sentence(error: &anyhow::Error) -> String {
 
 /// The folder whose `config.toml`, which every run has, is missing.
 fn no_run_dir<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a Path> {
-    match cause.downcast_ref()? {
+    match cause.downcast_ref::<ConfigError>()? {
         ConfigError::Read { path, source } if source.kind() == ErrorKind::NotFound => {
             path.parent().filter(|_| path.file_name().is_some_and(|name| name == "config.toml"))
         }
