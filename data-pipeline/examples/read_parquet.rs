@@ -18,7 +18,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         columns: Columns::Language,
         detokenizer: Detokenizer::None,
         max_tokens: None,
-        memory: 256 << 20,
         on_bad_row: OnBad::Skip,
         on_bad_file: OnBad::Skip,
     };

@@ -77,6 +77,35 @@ impl Dataset for Concat {
         self.sources[source].example(row)
     }
 
+    fn each_example(
+        &self,
+        rows: &mut dyn Iterator<Item = u64>,
+        take: &mut dyn FnMut(u64, Result<Option<Example>>) -> bool,
+    ) {
+        let mut rows = rows.peekable();
+        let mut goes_on = true;
+        while goes_on && let Some(&row) = rows.peek() {
+            let Some((source, _)) = self.locate(row) else {
+                goes_on = take(row, Err(Error::RowOutOfRange { row, len: self.len() }));
+                rows.next();
+                continue;
+            };
+            let own = self.starts[source]..self.starts[source + 1];
+            let mut of_source =
+                std::iter::from_fn(|| rows.next_if(|row| own.contains(row)).map(|row| row - own.start));
+            self.sources[source].each_example(&mut of_source, &mut |row, example| {
+                goes_on = take(row + own.start, example);
+                goes_on
+            });
+        }
+    }
+
+    fn group_bytes(&self, group: usize) -> usize {
+        let source = self.parts.partition_point(|part| part.groups.end <= group);
+        let of = |part: &Part| self.sources[source].group_bytes(group - part.groups.start);
+        self.parts.get(source).map_or(0, of)
+    }
+
     fn read_ahead(&self, rows: &[u64]) {
         let mut of_source = vec![Vec::new(); self.sources.len()];
         for (source, row) in rows.iter().filter_map(|&row| self.locate(row)) {

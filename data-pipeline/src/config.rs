@@ -25,7 +25,7 @@ pub struct DataConfig {
     pub cache_dir: Option<PathBuf>,
     /// Megabytes (2^20 bytes) that the folder may take; what was not used for the longest time is deleted.
     pub cache_mib: u64,
-    /// Megabytes (2^20 bytes) of decoded row groups that a rank keeps, per split.
+    /// Megabytes (2^20 bytes) of decoded row groups that a rank keeps, of all its splits and sources together.
     pub memory_mib: usize,
     /// Go on from a checkpoint although the data set has changed since.
     pub allow_changed: bool,

@@ -56,6 +56,21 @@ pub trait Dataset: Send + Sync {
     /// When the row is out of range, damaged, null or cannot be tokenised.
     fn example(&self, row: u64) -> Result<Option<Example>>;
 
+    /// Hands the examples of rows to `take`, in the order given, until it returns false. Rows of a group that follow each other
+    /// cost one reading of the group, whatever else is read meanwhile.
+    fn each_example(
+        &self,
+        rows: &mut dyn Iterator<Item = u64>,
+        take: &mut dyn FnMut(u64, Result<Option<Example>>) -> bool,
+    ) {
+        rows.take_while(|&row| take(row, self.example(row))).for_each(drop);
+    }
+
+    /// Memory that a group takes while rows of it are read, as far as is known without reading it.
+    fn group_bytes(&self, _group: usize) -> usize {
+        0
+    }
+
     /// Says that these rows are asked for soon, so that what is slow to fetch can be fetched meanwhile.
     fn read_ahead(&self, _rows: &[u64]) {}
 

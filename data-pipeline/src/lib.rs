@@ -56,7 +56,7 @@ pub use crate::{
     manifest::{DatasetManifest, FileSummary},
     open::Split,
     order::{GlobalOrder, OrderSettings, SourceProgress},
-    parquet::{Columns, ParquetDataset, ParquetOptions, panic_becomes_error},
+    parquet::{Columns, ParquetDataset, ParquetOptions, Reader, panic_becomes_error},
     permutation::Permutation,
     plan::BatchPlan,
     pool::{BatchPool, HostMemory, HostSlab, PlainMemory},

@@ -98,7 +98,13 @@ impl TrainLoader {
         let dataset = stream.dataset.clone();
         let stream = Arc::new(stream);
         let announced = stream.clone();
-        let rows = move |step| announced.plan.keys(&announced.order, step).map(|key| key.row).collect();
+        let rows = move |step| {
+            let keys = announced.plan.keys(&announced.order, step);
+            let mut rows: Vec<u64> = keys.map(|key| key.row).collect();
+            // As they will be read.
+            rows.sort_unstable();
+            rows
+        };
         let ahead = ReadAhead::spawn(dataset, steps.clone(), options.read_ahead_steps, rows)?;
         let (tickets, pool) = (ahead.tickets(), options.pool);
         let repacker = Repacker::new(stream.plan.limit(), pool.clone());
@@ -172,17 +178,46 @@ impl TrainStream {
     }
 }
 
-/// The examples of some samples, without those that are skipped.
+/// The examples of some samples, in their order, without those that are skipped.
+///
+/// Rows are read as they lie, so that those of a row group follow each other: where not all groups that are open fit the
+/// memory, a group is then decoded once for a step and not for every other row. The error is that of the first bad sample.
 pub(crate) fn read(
     dataset: &dyn Dataset,
     keys: impl Iterator<Item = SampleKey>,
     stop: &Stop<'_>,
 ) -> Result<Vec<(SampleKey, Example)>> {
-    let sample = |key: SampleKey| {
+    let keys: Vec<SampleKey> = keys.collect();
+    let mut examples: Vec<Option<Example>> = vec![None; keys.len()];
+    let mut failed = None;
+    let mut left: Vec<usize> = (0..keys.len()).collect();
+    left.sort_by_key(|&index| keys[index].row);
+    while !left.is_empty() {
+        let (mut done, mut bad) = (0, false);
+        let mut rows = left.iter().map(|&index| keys[index].row).take_while(|_| !stop.is_set());
+        dataset.each_example(&mut rows, &mut |_, example| {
+            let index = left[done];
+            done += 1;
+            match example {
+                Ok(example) => examples[index] = example,
+                Err(error) => {
+                    failed = Some((index, error));
+                    bad = true;
+                }
+            }
+            !bad
+        });
         if stop.is_set() {
             return Err(Error::LoaderStopped);
         }
-        Ok(dataset.example(key.row)?.map(|example| (key, example)))
-    };
-    keys.filter_map(|key| sample(key).transpose()).collect()
+        // Samples before a bad one may be bad as well.
+        left.drain(..done);
+        left.retain(|&index| failed.as_ref().is_none_or(|&(first, _)| index < first));
+    }
+    match failed {
+        Some((_, error)) => Err(error),
+        None => {
+            Ok(keys.into_iter().zip(examples).filter_map(|(key, example)| Some((key, example?))).collect())
+        }
+    }
 }

@@ -1,19 +1,29 @@
 //! From section `data` to tokenizers and data sets.
 
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use crate::{
     concat::Concat,
-    config::{DataConfig, Location, MixtureEntry, Task},
+    config::{DataConfig, Location, MixtureEntry, StoreConfig, Task},
     dataset::Dataset,
     error::{Error, Result},
     order::{GlobalOrder, OrderSettings},
-    parquet::{Columns, ParquetDataset, ParquetOptions},
+    parquet::{Columns, ParquetDataset, ParquetOptions, Reader},
     schedule::{Schedule, parse_steps},
     source::Sources,
     star::StarDataset,
     tokenizer::Tokenizer,
 };
+
+/// What a reader is made of: `store`, `cache_dir`, `cache_mib` and `memory_mib` of section `data`.
+type ReaderSettings = (StoreConfig, Option<PathBuf>, u64, usize);
+
+/// The readers of this process that data sets use.
+static READERS: Mutex<Vec<(ReaderSettings, Weak<Reader>)>> = Mutex::new(Vec::new());
 
 /// A part of the data. The numbers key the generated graphs and must stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,6 +107,30 @@ impl DataConfig {
         self.skip_steps.iter().map(|steps| parse_steps(steps)).collect()
     }
 
+    /// Why a rank decodes row groups again and again; none if those that are open at a time fit `memory_mib`.
+    pub fn memory_warning(&self, dataset: &dyn Dataset, world_size: usize) -> Option<String> {
+        let lanes = self.canonical_lanes.div_ceil(world_size.max(1));
+        let window = lanes.saturating_mul(self.window_groups);
+        let parts = dataset.parts().into_iter().map(|part| {
+            let largest = part.groups.clone().map(|group| dataset.group_bytes(group)).max().unwrap_or(0);
+            // In the order of the rows one is read after the other.
+            let open = if self.shuffle { window.min(part.groups.len()) } else { 1 };
+            (open, largest)
+        });
+        let (open, bytes) = parts.fold((0usize, 0usize), |(open, bytes), (more, largest)| {
+            (open.saturating_add(more), bytes.saturating_add(more.saturating_mul(largest)))
+        });
+        let needed = bytes.div_ceil(1 << 20);
+        (needed > self.memory_mib).then(|| {
+            format!(
+                "data.memory_mib = {} is less than the {needed} MiB that the {open} row groups may take which a rank has open at \
+                 a time, so they are decoded again in every step; set data.memory_mib={needed}, or let `ilm-worker prepare` \
+                 write small ones",
+                self.memory_mib
+            )
+        })
+    }
+
     /// The order of the training rows, which [`open_split`](Self::open_split) opened.
     ///
     /// # Errors
@@ -142,13 +176,25 @@ impl DataConfig {
         }
     }
 
-    /// Access to files wherever they lie, as the settings say.
-    pub fn sources(&self) -> Sources {
-        let sources = Sources::new(self.store.clone());
-        match &self.cache_dir {
-            Some(folder) => sources.with_cache(folder, self.cache_mib.saturating_mul(1 << 20)),
-            None => sources,
+    /// What reads files wherever they lie, as the settings say. A rank is a process, so all that are in use at a time and have
+    /// the same settings are one: its splits and sources share clients, requests in flight and memory.
+    fn reader(&self) -> Arc<Reader> {
+        let Self { store, cache_dir, cache_mib, memory_mib, .. } = self;
+        let settings: ReaderSettings = (store.clone(), cache_dir.clone(), *cache_mib, *memory_mib);
+        let mut readers = READERS.lock().unwrap_or_else(PoisonError::into_inner);
+        readers.retain(|(_, reader)| reader.strong_count() > 0);
+        let known = readers.iter().find(|(known, _)| *known == settings);
+        if let Some(reader) = known.and_then(|(_, reader)| reader.upgrade()) {
+            return reader;
         }
+        let sources = Sources::new(store.clone());
+        let sources = match cache_dir {
+            Some(folder) => sources.with_cache(folder, cache_mib.saturating_mul(1 << 20)),
+            None => sources,
+        };
+        let reader = Arc::new(Reader::new(sources, memory_mib.saturating_mul(1 << 20)));
+        readers.push((settings, Arc::downgrade(&reader)));
+        reader
     }
 
     /// Opens a split; star graphs without a location are generated from `seed`.
@@ -209,14 +255,32 @@ impl DataConfig {
             columns,
             detokenizer: self.detokenizer,
             max_tokens: self.max_tokens,
-            memory: self.memory_mib.saturating_mul(1 << 20),
             on_bad_row: self.on_bad_row,
             on_bad_file: self.on_bad_file,
         };
-        Ok(Arc::new(ParquetDataset::open_from(&self.sources(), location, index, tokenizer, options)?))
+        Ok(Arc::new(ParquetDataset::open_from(&self.reader(), location, index, tokenizer, options)?))
     }
 }
 
 fn no_tokenizer() -> Error {
     Error::Setting("data.tokenizer is not set; give the path of a tokenizer.json".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_reads_all_of_its_splits_with_one_reader() {
+        let config = DataConfig::default();
+        let reader = config.reader();
+        let same = DataConfig { threads: 7, ..config.clone() };
+        assert!(Arc::ptr_eq(&reader, &same.reader()));
+        let other = DataConfig { memory_mib: 7, ..config.clone() };
+        assert!(!Arc::ptr_eq(&reader, &other.reader()));
+        let gone = Arc::downgrade(&reader);
+        drop(reader);
+        assert!(gone.upgrade().is_none(), "nobody uses it");
+        assert!(READERS.lock().unwrap().len() <= 2);
+    }
 }

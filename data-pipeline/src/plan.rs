@@ -42,6 +42,11 @@ impl BatchPlan {
         Ok(Self { rank: rank as u64, world_size: world_size as u64, limit })
     }
 
+    /// The rank.
+    pub fn rank(&self) -> usize {
+        self.rank as usize
+    }
+
     /// The limit of a micro-batch.
     pub fn limit(&self) -> MicroBatchLimit {
         self.limit

@@ -78,7 +78,6 @@ fn options(on_bad_row: OnBad, on_bad_file: OnBad) -> ParquetOptions {
         columns: Columns::Language,
         detokenizer: Detokenizer::None,
         max_tokens: Some(64),
-        memory: 64 << 20,
         on_bad_row,
         on_bad_file,
     }

@@ -5,12 +5,12 @@
 mod streams;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
 };
 
 use data_pipeline::{
-    BatchPool, DataConfig, Dataset, Error, EvalLoader, EvalPlan, Example, LoaderOptions, PackedBatch,
+    BatchPool, DataConfig, Dataset, Error, EvalLoader, EvalPlan, Example, LoaderOptions, PackedBatch, Part,
     PlainMemory, Result, Split, StarConfig, StarDataset, StepBatch, TrainLoader, TrainStream,
 };
 use streams::{Rows, Run, collator, step_rows};
@@ -91,6 +91,105 @@ impl Dataset for Broken {
     fn fingerprint(&self) -> &str {
         "broken"
     }
+}
+
+/// Keeps which rows were read, in their order; some cannot be.
+struct Told {
+    inner: Arc<dyn Dataset>,
+    bad: Vec<u64>,
+    read: Mutex<Vec<u64>>,
+}
+
+impl Dataset for Told {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+    fn groups(&self) -> &[u64] {
+        self.inner.groups()
+    }
+    fn parts(&self) -> Vec<Part> {
+        self.inner.parts()
+    }
+    fn example(&self, row: u64) -> Result<Option<Example>> {
+        self.read.lock().unwrap().push(row);
+        if self.bad.contains(&row) {
+            Err(Error::RowOutOfRange { row, len: 0 })
+        } else {
+            self.inner.example(row)
+        }
+    }
+    fn fingerprint(&self) -> &str {
+        "told"
+    }
+}
+
+fn told(bad: Vec<u64>) -> (Arc<Told>, Run) {
+    let data = DataConfig { canonical_lanes: 4, threads: 1, prefetch_steps: 1, ..DataConfig::default() };
+    let told = Told { inner: Rows::new("told", &[10; 20], |row| row == 33), bad, read: Mutex::default() };
+    (Arc::new(told), Run { data, ..Run::alone(40) })
+}
+
+#[test]
+fn a_step_reads_a_group_once_and_has_its_samples_in_their_order() {
+    let (told, run) = told(Vec::new());
+    let dataset: Arc<dyn Dataset> = told.clone();
+    let steps = run.steps(&dataset, 5);
+    let read = told.read.lock().unwrap();
+    for (step, rows) in steps.iter().zip(read.chunks(40)) {
+        assert!(rows.is_sorted(), "rows of a group follow each other: {rows:?}");
+        // Rows of one length keep the order of their positions when a step is sorted by length.
+        let order = run.stream(&dataset).order;
+        let mut wanted: Vec<u64> = (step.position..step.next_position)
+            .map(|position| order.key(position).row)
+            .filter(|&row| row != 33)
+            .collect();
+        assert!(!wanted.is_sorted(), "the order is no order of rows");
+        let samples = step.micro_batches.iter().flat_map(PackedBatch::samples);
+        let mut got: Vec<u64> = samples.map(|key| key.row).collect();
+        let mut by_length: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
+        for batch in &step.micro_batches {
+            for row in 0..batch.rows() {
+                by_length.entry(batch.row(row).len()).or_default().push(batch.samples()[row].position);
+            }
+        }
+        assert!(by_length.values().all(|positions| positions.is_sorted()), "{by_length:?}");
+        got.sort_unstable();
+        wanted.sort_unstable();
+        assert_eq!(got, wanted);
+    }
+}
+
+#[test]
+fn of_several_bad_samples_the_first_is_told() {
+    let (told, run) = told((0..200).filter(|row| row % 3 == 0).collect());
+    let bad = told.bad.clone();
+    let dataset: Arc<dyn Dataset> = told;
+    let order = run.stream(&dataset).order;
+    let first = (0..40).map(|position| order.key(position).row).find(|row| bad.contains(row)).unwrap();
+    assert!(first > 3, "some bad row lies before it");
+    assert!(matches!(run.loader(&dataset).next(), Err(Error::RowOutOfRange { row, .. }) if row == first));
+}
+
+#[test]
+fn rows_of_several_sources_are_read_as_they_are_asked_for() {
+    let dataset = streams::mixture();
+    let rows = [30, 2, 3, 25, 22, 21, 30, 31, 5];
+    let mut seen = Vec::new();
+    dataset.each_example(&mut rows.into_iter(), &mut |row, example| {
+        match (dataset.example(row), &example) {
+            (Ok(alone), Ok(together)) => assert_eq!(&alone, together),
+            (alone, together) => assert!(alone.is_err() && together.is_err()),
+        }
+        seen.push(row);
+        true
+    });
+    assert_eq!(seen, rows);
+    let mut asked = 0;
+    dataset.each_example(&mut rows.into_iter(), &mut |row, _| {
+        asked += 1;
+        row != 3
+    });
+    assert_eq!(asked, 3);
 }
 
 #[test]

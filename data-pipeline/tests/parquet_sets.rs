@@ -16,8 +16,8 @@ use arrow::{
     datatypes::{Field, Int32Type, Schema},
 };
 use data_pipeline::{
-    Columns, DataConfig, Dataset, Detokenizer, Error, Example, OnBad, ParquetDataset, ParquetOptions,
-    SpecialTokenNames, Split, StoreConfig, Task, Tokenizer, detokenize_lm1b,
+    Columns, DataConfig, Dataset, Detokenizer, Error, Example, OnBad, ParquetDataset,
+    ParquetOptions, Reader, Sources, SpecialTokenNames, Split, StoreConfig, Task, Tokenizer, detokenize_lm1b,
 };
 use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
 
@@ -157,7 +157,6 @@ fn options(columns: Columns) -> ParquetOptions {
         columns,
         detokenizer: Detokenizer::None,
         max_tokens: None,
-        memory: 64 << 20,
         on_bad_row: OnBad::Error,
         on_bad_file: OnBad::Error,
     }
@@ -316,6 +315,54 @@ fn the_fingerprint_follows_data_and_rules() {
     assert_ne!(base, fingerprint(vec!["1", "3"], None, 10));
     assert_ne!(base, fingerprint(vec!["1", "2"], Some(1), 10));
     assert_ne!(base, fingerprint(vec!["1", "2"], None, 11));
+}
+
+#[test]
+fn rows_of_a_group_that_follow_each_other_cost_one_reading() {
+    let texts: Vec<String> = (0..6).map(|row| row.to_string()).collect();
+    let (_dir, path) = in_temporary_file(Arc::new(StringArray::from(texts)), "text");
+    // No memory but for the newest group.
+    let reader = Arc::new(Reader::new(Sources::default(), 1));
+    let (tokenizer, location) = (Arc::new(Tokenizer::numbers(100)), path.to_str().unwrap().into());
+    let options = options(Columns::Language);
+    let dataset = ParquetDataset::open_from(&reader, &location, None, &tokenizer, options).unwrap();
+    let mut seen = Vec::new();
+    let mut rows = [2, 3, 2].into_iter();
+    dataset.each_example(&mut rows, &mut |row, example| {
+        seen.push((row, example.unwrap().unwrap().tokens));
+        if path.exists() {
+            // Others read meanwhile, and what they put out cannot be read again.
+            dataset.example(5).unwrap();
+            std::fs::remove_file(&path).unwrap();
+        }
+        true
+    });
+    assert_eq!(seen, [(2, vec![9]), (3, vec![10]), (2, vec![9])]);
+    assert!(dataset.example(2).is_err());
+}
+
+#[test]
+fn memory_that_open_row_groups_do_not_fit_is_told_with_the_number_to_set() {
+    let config = DataConfig { memory_mib: 1, canonical_lanes: 4, ..gpt2_config("owt-gpt2-1024-mini") };
+    let (_, dataset) = open(&config, Split::Train);
+    let largest = (0..dataset.groups().len()).map(|group| dataset.group_bytes(group)).max().unwrap();
+    let open_groups = dataset.groups().len().min(8);
+    let needed = (open_groups * largest).div_ceil(1 << 20);
+    assert!(needed > 1 && open_groups > 2, "{needed} {open_groups}");
+    let warning = config.memory_warning(dataset.as_ref(), 1).unwrap();
+    for part in [format!("data.memory_mib={needed},"), format!("{open_groups} row groups"), "prepare".into()]
+    {
+        assert!(warning.contains(&part), "'{part}' is not in: {warning}");
+    }
+    let enough = DataConfig { memory_mib: needed, ..config.clone() };
+    assert_eq!(enough.memory_warning(dataset.as_ref(), 1), None);
+    // A rank of four has one lane.
+    let fewer = DataConfig { memory_mib: (2 * largest).div_ceil(1 << 20), ..config.clone() };
+    assert!(fewer.memory_warning(dataset.as_ref(), 4).is_none());
+    assert!(fewer.memory_warning(dataset.as_ref(), 1).is_some());
+    let star = DataConfig { task: Task::Star, ..DataConfig::default() };
+    let graphs = star.open_split(Split::Train, &Arc::new(star.open_tokenizer().unwrap()), 1).unwrap();
+    assert_eq!(star.memory_warning(graphs.as_ref(), 1), None);
 }
 
 #[test]

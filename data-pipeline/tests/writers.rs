@@ -35,7 +35,6 @@ fn same_rows(path: &Path) {
         columns: Columns::Language,
         detokenizer: Detokenizer::None,
         max_tokens: None,
-        memory: 256 << 20,
         on_bad_row: OnBad::Error,
         on_bad_file: OnBad::Error,
     };

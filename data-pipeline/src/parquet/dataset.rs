@@ -6,10 +6,11 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     columns::{Columns, RowColumns},
-    decode::{BadRow, Rows, Segments},
+    decode::{BadRow, Group, Rows, Segments},
     files::open_files,
     groups::{GroupAddress, RowGroups},
     index::FileIndex,
+    memory::Reader,
     policy::Skips,
 };
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     detokenize::detokenize_lm1b,
     error::{Error, Result, RowAddress},
     manifest::{DatasetManifest, FileSummary},
-    source::{Location, Sources},
+    source::Location,
     tokenizer::Tokenizer,
 };
 
@@ -31,8 +32,6 @@ pub struct ParquetOptions {
     pub detokenizer: Detokenizer,
     /// Keep the first so many ids of a row's tokens (none: all).
     pub max_tokens: Option<usize>,
-    /// Bytes of decoded row groups that are kept, those that are read ahead among them.
-    pub memory: usize,
     /// What a bad row does.
     pub on_bad_row: OnBad,
     /// What a damaged file or row group does.
@@ -43,6 +42,8 @@ pub struct ParquetOptions {
 #[derive(Debug)]
 pub struct ParquetDataset {
     groups: RowGroups,
+    /// Kept as long as a data set uses it, for others to share.
+    _reader: Arc<Reader>,
     /// Rows of every group.
     counts: Vec<u64>,
     /// First row of every group.
@@ -60,7 +61,7 @@ impl ParquetDataset {
     /// # Errors
     /// As [`ParquetDataset::open_from`].
     pub fn open(location: &str, tokenizer: &Arc<Tokenizer>, options: ParquetOptions) -> Result<Self> {
-        Self::open_from(&Sources::default(), &location.into(), None, tokenizer, options)
+        Self::open_from(&Arc::default(), &location.into(), None, tokenizer, options)
     }
 
     /// Opens the files of a location; reads all footers, but for those that the file `index` holds already. That file
@@ -70,13 +71,13 @@ impl ParquetDataset {
     /// When nothing matches, a store does not answer, a footer is damaged, a column is missing or of another type (one
     /// sentence for each bad file, unless such files are skipped and others are sound), or no file has rows.
     pub fn open_from(
-        sources: &Sources,
+        reader: &Arc<Reader>,
         location: &Location,
         index: Option<&Path>,
         tokenizer: &Arc<Tokenizer>,
         options: ParquetOptions,
     ) -> Result<Self> {
-        let files = open_files(sources, location, index, options.columns, options.on_bad_file)?;
+        let files = open_files(&reader.sources, location, index, options.columns, options.on_bad_file)?;
         let (mut groups, mut counts, mut starts, mut len) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
         for (file, index) in files.iter().enumerate() {
             let mut first_row_in_file = 0;
@@ -99,19 +100,51 @@ impl ParquetDataset {
         let fingerprint = fingerprint(&files, tokenizer, &options);
         let skips = Skips::new(&location.to_string(), options.on_bad_row, options.on_bad_file, &counts);
         let tokenizer = tokenizer.clone();
-        let groups =
-            RowGroups::new(files, groups, tokenizer.vocab_size(), options.memory, sources.concurrency());
-        Ok(Self { groups, counts, starts, len, tokenizer, options, skips, fingerprint })
+        let (vocab_size, concurrency) = (tokenizer.vocab_size(), reader.sources.concurrency());
+        let groups = RowGroups::new(&reader.memory, files, groups, vocab_size, concurrency);
+        Ok(Self {
+            groups,
+            _reader: reader.clone(),
+            counts,
+            starts,
+            len,
+            tokenizer,
+            options,
+            skips,
+            fingerprint,
+        })
     }
 
     fn group_of(&self, row: u64) -> usize {
         self.starts.partition_point(|&start| start <= row) - 1
     }
 
-    /// The example of a row of a group.
-    fn read(&self, index: usize, row: usize) -> Result<Example> {
+    /// The example of a row. The row's group stays in `held`, and is taken from there if it is there already.
+    fn example_of(&self, row: u64, held: &mut Option<(usize, Arc<Group>)>) -> Result<Option<Example>> {
+        if row >= self.len {
+            return Err(Error::RowOutOfRange { row, len: self.len });
+        }
+        let index = self.group_of(row);
+        if self.skips.is_damaged(index) {
+            return Ok(None);
+        }
+        let row = (row - self.starts[index]) as usize;
+        match self.read(index, row, held) {
+            Ok(example) => Ok(Some(example)),
+            Err(error) => self.skips.skip(index, row, error).map(|()| None),
+        }
+    }
+
+    fn read(&self, index: usize, row: usize, held: &mut Option<(usize, Arc<Group>)>) -> Result<Example> {
         let (group, file) = self.groups.find(index);
-        let decoded = self.groups.get(index)?;
+        let decoded = match held {
+            Some((number, decoded)) if *number == index => decoded.clone(),
+            _ => {
+                // Before another one is decoded: two at a time are more than the rows need.
+                *held = None;
+                held.insert((index, self.groups.get(index)?)).1.clone()
+            }
+        };
         let place = |column| Place { file, group, column, row };
         let RowColumns { prompt, tokens } = &file.columns;
         let prompt = match (&decoded.prompt, prompt) {
@@ -188,18 +221,20 @@ impl Dataset for ParquetDataset {
     }
 
     fn example(&self, row: u64) -> Result<Option<Example>> {
-        if row >= self.len {
-            return Err(Error::RowOutOfRange { row, len: self.len });
-        }
-        let index = self.group_of(row);
-        if self.skips.is_damaged(index) {
-            return Ok(None);
-        }
-        let row = (row - self.starts[index]) as usize;
-        match self.read(index, row) {
-            Ok(example) => Ok(Some(example)),
-            Err(error) => self.skips.skip(index, row, error).map(|()| None),
-        }
+        self.example_of(row, &mut None)
+    }
+
+    fn each_example(
+        &self,
+        rows: &mut dyn Iterator<Item = u64>,
+        take: &mut dyn FnMut(u64, Result<Option<Example>>) -> bool,
+    ) {
+        let mut held = None;
+        rows.take_while(|&row| take(row, self.example_of(row, &mut held))).for_each(drop);
+    }
+
+    fn group_bytes(&self, group: usize) -> usize {
+        self.groups.decoded_bytes(group)
     }
 
     fn skipped(&self) -> u64 {
@@ -258,8 +293,7 @@ fn fingerprint(files: &[FileIndex], tokenizer: &Tokenizer, options: &ParquetOpti
 
 /// What else than the files makes the examples.
 fn rules(tokenizer: &Tokenizer, options: &ParquetOptions) -> [(&'static str, String); 4] {
-    let ParquetOptions { columns, detokenizer, max_tokens, memory: _, on_bad_row: _, on_bad_file: _ } =
-        options;
+    let ParquetOptions { columns, detokenizer, max_tokens, on_bad_row: _, on_bad_file: _ } = options;
     [
         ("tokenizer", tokenizer.fingerprint().to_string()),
         ("columns", format!("{columns:?}")),

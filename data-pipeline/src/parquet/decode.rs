@@ -8,7 +8,7 @@ use std::{
 
 use parquet::{
     column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader},
-    data_type::{ByteArrayType, DataType},
+    data_type::{ByteArray, ByteArrayType, DataType},
     schema::types::ColumnDescriptor,
 };
 
@@ -16,12 +16,15 @@ use super::{
     chunk::Chunk,
     columns::{Column, Content},
     index::FileIndex,
-    lists::ids,
+    lists::{IdLimits, ids},
     pages::Pages,
 };
 
 /// Levels that are decoded at a time, about: they stay in the processor's cache.
-const LEVELS_AT_A_TIME: usize = 16 << 10;
+pub(super) const LEVELS_AT_A_TIME: usize = 16 << 10;
+/// Texts that are decoded at a time. Few, since a text may repeat most of the one before it, so that a page of some megabytes
+/// can mean any number of long ones.
+const TEXTS_AT_A_TIME: usize = 64;
 /// Levels of a row, before any is read.
 const FIRST_GUESS: usize = 1 << 10;
 
@@ -76,6 +79,28 @@ impl<T> Segments<T> {
         self.bad.entry(row).or_insert(bad);
     }
 
+    /// Refuses `more` values if all then take more than `max_bytes`.
+    pub fn check_room(&self, more: usize, max_bytes: usize) -> Result<(), String> {
+        let bytes = (self.values.len().saturating_add(more)).saturating_mul(size_of::<T>())
+            + self.ends.len() * size_of::<usize>()
+            + self.bad.len() * size_of::<(usize, BadRow)>();
+        if bytes <= max_bytes {
+            return Ok(());
+        }
+        let allowed = max_bytes >> 20;
+        Err(format!(
+            "it takes more than {allowed} MiB when decoded, which only a larger data.memory_mib allows"
+        ))
+    }
+
+    /// Gives back the memory that growing took in advance.
+    fn shrink(mut self) -> Self {
+        self.values.shrink_to_fit();
+        self.ends.shrink_to_fit();
+        self.bad.shrink_to_fit();
+        self
+    }
+
     fn bytes(&self) -> usize {
         self.values.capacity() * size_of::<T>()
             + self.ends.capacity() * size_of::<usize>()
@@ -84,20 +109,21 @@ impl<T> Segments<T> {
 }
 
 impl Group {
-    /// Decodes the columns that [`FileIndex::fetch`] gave; ids are checked against the vocabulary. The error is the
-    /// decoder's reason.
+    /// Decodes the columns that [`FileIndex::fetch`] gave, each into at most `max_bytes`; ids are checked against the vocabulary.
+    /// The error is the decoder's reason.
     pub fn decode(
         file: &FileIndex,
         row_group: usize,
         chunks: Vec<Chunk>,
         vocab_size: usize,
+        max_bytes: usize,
     ) -> Result<Self, String> {
         no_panic(|| {
             let mut columns = file
                 .columns
                 .all()
                 .zip(chunks)
-                .map(|(column, chunk)| decode_column(file, row_group, column, chunk, vocab_size))
+                .map(|(column, chunk)| decode_column(file, row_group, column, chunk, (vocab_size, max_bytes)))
                 .collect::<Result<Vec<_>, _>>()?;
             let tokens = columns.pop().ok_or("no column is wanted")?;
             Ok(Self { prompt: columns.pop(), tokens })
@@ -150,21 +176,29 @@ fn decode_column(
     row_group: usize,
     column: &Column,
     chunk: Chunk,
-    vocab_size: usize,
+    (vocab_size, max_bytes): (usize, usize),
 ) -> Result<Rows, String> {
     let metadata = file.metadata.row_group(row_group).column(column.leaf);
     let rows = usize::try_from(file.rows[row_group]).map_err(|error| error.to_string())?;
     let descriptor = metadata.column_descr_ptr();
     let pages = Pages::new(chunk, metadata, &descriptor, rows).map_err(|error| error.to_string())?;
+    if let Content::Ids { .. } = column.content {
+        // Before a list is rebuilt, which is read as a whole: its levels may be a few bytes that repeat.
+        let levels = usize::try_from(metadata.num_values()).unwrap_or(usize::MAX);
+        Segments::<u32>::default().check_room(levels, max_bytes)?;
+    }
     match (column.content, get_column_reader(descriptor.clone(), Box::new(pages))) {
         (Content::Text, ColumnReader::ByteArrayColumnReader(reader)) => {
-            texts(reader, rows, &descriptor).map(Rows::Text)
+            let out = texts(reader, rows, &descriptor, max_bytes)?;
+            Ok(Rows::Text(out.shrink()))
         }
         (Content::Ids { unsigned }, ColumnReader::Int32ColumnReader(reader)) => {
-            ids(reader, rows, &descriptor, vocab_size, unsigned).map(Rows::Ids)
+            let out = ids(reader, rows, &descriptor, IdLimits { vocab_size, unsigned, max_bytes })?;
+            Ok(Rows::Ids(out.shrink()))
         }
         (Content::Ids { unsigned }, ColumnReader::Int64ColumnReader(reader)) => {
-            ids(reader, rows, &descriptor, vocab_size, unsigned).map(Rows::Ids)
+            let out = ids(reader, rows, &descriptor, IdLimits { vocab_size, unsigned, max_bytes })?;
+            Ok(Rows::Ids(out.shrink()))
         }
         _ => Err(format!("its column '{}' changed its type", column.name)),
     }
@@ -174,10 +208,12 @@ fn texts(
     reader: ColumnReaderImpl<ByteArrayType>,
     rows: usize,
     descriptor: &ColumnDescriptor,
+    max_bytes: usize,
 ) -> Result<Segments<u8>, String> {
     let mut out = Segments::default();
     let required = descriptor.max_def_level() == 0;
-    read(reader, rows, |definitions, _, values| {
+    read(reader, rows, TEXTS_AT_A_TIME, |definitions, _, values| {
+        out.check_room(values.iter().map(ByteArray::len).sum(), max_bytes)?;
         let rows = if required { values.len() } else { definitions.len() };
         let mut values = values.iter();
         for row in 0..rows {
@@ -193,11 +229,12 @@ fn texts(
     Ok(out)
 }
 
-/// Hands whole rows to `take` as (definition levels, repetition levels, values), and checks that there are as many
+/// Hands whole rows, `most` at a time, to `take` as (definition levels, repetition levels, values), and checks that there are as many
 /// rows as the footer claims.
 pub(super) fn read<T: DataType>(
     mut reader: ColumnReaderImpl<T>,
     rows: usize,
+    most: usize,
     mut take: impl FnMut(&[i16], &[i16], &[T::T]) -> Result<(), String>,
 ) -> Result<(), String> {
     let (mut definitions, mut repetitions, mut values) = (Vec::new(), Vec::new(), Vec::new());
@@ -208,7 +245,7 @@ pub(super) fn read<T: DataType>(
         values.clear();
         // As many rows as the ones so far let expect. One more than claimed is asked for at the end: none must come.
         let fitting = LEVELS_AT_A_TIME.saturating_mul(done + 1) / (levels + FIRST_GUESS);
-        let wanted = (rows - done).clamp(1, fitting.clamp(1, LEVELS_AT_A_TIME));
+        let wanted = (rows - done).clamp(1, fitting.clamp(1, most));
         let (records, _, read) = reader
             .read_records(wanted, Some(&mut definitions), Some(&mut repetitions), &mut values)
             .map_err(|error| error.to_string())?;
@@ -221,5 +258,64 @@ pub(super) fn read<T: DataType>(
         take(&definitions, &repetitions, &values)?;
         done += records;
         levels += read;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, path::Path, sync::Arc};
+
+    use arrow::{
+        array::{ArrayRef, DictionaryArray, Int8Array, ListArray, RecordBatch, StringArray, new_null_array},
+        datatypes::{DataType, Field, Int32Type, Schema},
+    };
+    use parquet::arrow::ArrowWriter;
+
+    use super::*;
+    use crate::{
+        parquet::{columns::Columns, index::read_footer},
+        source::Sources,
+    };
+
+    /// Decodes a file of one column and one row group into so many bytes.
+    fn decode(column: &str, array: ArrayRef, max_bytes: usize) -> (Result<Group, String>, u64) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("set.parquet");
+        let schema = Arc::new(Schema::new(vec![Field::new(column, array.data_type().clone(), true)]));
+        let mut writer = ArrowWriter::try_new(File::create(&path).unwrap(), schema.clone(), None).unwrap();
+        writer.write(&RecordBatch::try_new(schema, vec![array]).unwrap()).unwrap();
+        writer.close().unwrap();
+        let source = Sources::default().list(&path.to_str().unwrap().into()).unwrap().remove(0);
+        let footer = read_footer(&source).unwrap();
+        let file = FileIndex::new(&source, &footer, Columns::Language).unwrap();
+        assert_eq!(file.path, Path::new(&source.name));
+        (Group::decode(&file, 0, file.fetch(0).unwrap(), 100, max_bytes), source.size)
+    }
+
+    #[test]
+    fn a_small_file_may_not_ask_for_any_memory() {
+        let text = "a".repeat(16 << 10);
+        let keys = Int8Array::from(vec![0i8; 4000]);
+        let repeated = DictionaryArray::try_new(keys, Arc::new(StringArray::from(vec![text]))).unwrap();
+        let same_ids = [Some(vec![Some(7); 3_000_000])];
+        let ids = ListArray::from_iter_primitive::<Int32Type, _, _>(same_ids);
+        let nulls = new_null_array(&DataType::Utf8, 200_000);
+        let cases: [(&str, ArrayRef); 3] =
+            [("text", Arc::new(repeated)), ("token_ids", Arc::new(ids)), ("text", nulls)];
+        for (column, array) in cases {
+            let (refused, size) = decode(column, array.clone(), 8 << 20);
+            let reason = refused.unwrap_err();
+            assert!(reason.contains("more than 8 MiB") && reason.contains("data.memory_mib"), "{reason}");
+            assert!(size < 100_000, "{size} bytes");
+            decode(column, array, 1 << 30).0.unwrap();
+        }
+    }
+
+    #[test]
+    fn decoded_rows_take_no_more_memory_than_they_need() {
+        let texts: Vec<String> = (0..3000).map(|row| format!("text {row}")).collect();
+        let bytes: usize = texts.iter().map(String::len).sum();
+        let (group, _) = decode("text", Arc::new(StringArray::from(texts)), 1 << 30);
+        assert_eq!(group.unwrap().bytes(), bytes + 3000 * size_of::<usize>());
     }
 }

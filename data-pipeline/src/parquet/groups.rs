@@ -1,8 +1,8 @@
-//! The row groups of a set of files: found by number, fetched and decoded when asked for, or ahead on own threads.
+//! The row groups of a set of files: found by number, fetched and decoded when asked for, or ahead by the threads of all sets.
 
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 
-use super::{cache::GroupCache, decode::Group, index::FileIndex};
+use super::{decode::Group, index::FileIndex, memory::GroupMemory};
 use crate::error::{Error, Result};
 
 /// Threads that read ahead from local disks; for stores it is the number of requests in flight.
@@ -17,90 +17,88 @@ pub(super) struct GroupAddress {
     pub rows: u64,
 }
 
-/// The row groups of files, in the order of the files.
+/// The row groups of files, in the order of the files, some of them decoded in memory that other sets share.
 #[derive(Debug)]
 pub(super) struct RowGroups {
-    shared: Arc<Shared>,
+    set: Arc<GroupSet>,
+    memory: Arc<GroupMemory>,
+    /// What the memory calls the first group.
+    first: usize,
     threads: usize,
-    started: Once,
 }
 
+/// What decoding a group takes.
 #[derive(Debug)]
-struct Shared {
+pub(super) struct GroupSet {
     files: Vec<FileIndex>,
     groups: Vec<GroupAddress>,
     vocab_size: usize,
-    cache: GroupCache<Group>,
+    /// Bytes of the largest group that is believed.
+    max_bytes: usize,
 }
 
 impl RowGroups {
-    /// Keeps up to `memory` bytes of decoded groups; reads ahead from stores with `concurrency` threads.
+    /// Reads ahead from stores with `concurrency` threads.
     pub fn new(
+        memory: &Arc<GroupMemory>,
         files: Vec<FileIndex>,
         groups: Vec<GroupAddress>,
         vocab_size: usize,
-        memory: usize,
         concurrency: usize,
     ) -> Self {
         let remote = files.iter().any(|file| file.source.is_remote());
         let threads = if remote { concurrency } else { LOCAL_THREADS };
-        let cache = GroupCache::new(memory, Group::bytes);
-        let shared = Arc::new(Shared { files, groups, vocab_size, cache });
-        Self { shared, threads, started: Once::new() }
+        let set = Arc::new(GroupSet { files, groups, vocab_size, max_bytes: memory.max_group_bytes() });
+        Self { first: memory.enter(&set), set, memory: memory.clone(), threads }
     }
 
     /// All files.
     pub fn files(&self) -> &[FileIndex] {
-        &self.shared.files
+        &self.set.files
     }
 
     /// A group's address and file.
     pub fn find(&self, index: usize) -> (GroupAddress, &FileIndex) {
-        let group = self.shared.groups[index];
-        (group, &self.shared.files[group.file])
+        let group = self.set.groups[index];
+        (group, &self.set.files[group.file])
     }
 
     /// A decoded group.
     pub fn get(&self, index: usize) -> Result<Arc<Group>> {
-        self.shared.cache.get(index, || self.shared.load(index))
+        self.memory.cache().get(self.first + index, || self.set.load(index))
     }
 
     /// Starts to fetch and decode groups that are asked for soon, in this order.
     pub fn read_ahead(&self, groups: impl Iterator<Item = usize>) {
-        self.started.call_once(|| {
-            for number in 0..self.threads {
-                let shared = self.shared.clone();
-                let work = move || shared.cache.decode_ahead(|index| shared.load(index));
-                // Without them rows are read when they are asked for.
-                if let Err(error) =
-                    std::thread::Builder::new().name(format!("ilm-fetch-{number}")).spawn(work)
-                {
-                    tracing::warn!("cannot start a thread that reads ahead: {error}");
-                    return;
-                }
-            }
-        });
-        let memory = |index: usize| {
-            let (group, file) = self.find(index);
-            (index, usize::try_from(file.decoded_bytes(group.row_group)).unwrap_or(usize::MAX / 2))
-        };
-        self.shared.cache.announce(groups.map(memory));
+        self.memory.start_threads(self.threads);
+        self.memory.cache().announce(groups.map(|index| (self.first + index, self.decoded_bytes(index))));
+    }
+
+    /// Memory that a group takes, as far as the footer tells.
+    pub fn decoded_bytes(&self, index: usize) -> usize {
+        let (group, file) = self.find(index);
+        usize::try_from(file.decoded_bytes(group.row_group)).unwrap_or(usize::MAX / 2)
     }
 }
 
 impl Drop for RowGroups {
-    /// The threads end after the group they are at; nobody waits for a slow store.
     fn drop(&mut self) {
-        self.shared.cache.close();
+        self.memory.forget(self.first, self.set.len());
     }
 }
 
-impl Shared {
-    fn load(&self, index: usize) -> Result<Group> {
+impl GroupSet {
+    pub fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Fetches and decodes a group.
+    pub fn load(&self, index: usize) -> Result<Group> {
         let group = self.groups[index];
         let file = &self.files[group.file];
         let chunks = file.fetch(group.row_group)?;
-        Group::decode(file, group.row_group, chunks, self.vocab_size).map_err(|reason| Error::RowGroup {
+        let decoded = Group::decode(file, group.row_group, chunks, self.vocab_size, self.max_bytes);
+        decoded.map_err(|reason| Error::RowGroup {
             path: file.path.clone(),
             row_group: group.row_group,
             first_row: group.first_row_in_file,

@@ -2,7 +2,7 @@
 
 use parquet::{column::reader::ColumnReaderImpl, data_type::DataType, schema::types::ColumnDescriptor};
 
-use super::decode::{BadRow, Segments, read};
+use super::decode::{BadRow, LEVELS_AT_A_TIME, Segments, read};
 
 /// An integer as Parquet stores it; unsigned ones are stored by their bits.
 pub(super) trait StoredId: Copy {
@@ -32,22 +32,34 @@ impl StoredId for i64 {
     }
 }
 
+/// What the ids of a column may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct IdLimits {
+    /// Ids below this are in the vocabulary.
+    pub vocab_size: usize,
+    /// They are stored by the bits of unsigned numbers.
+    pub unsigned: bool,
+    /// Memory that all rows may take.
+    pub max_bytes: usize,
+}
+
 /// Reads the lists of a column. Repetition level 0 starts a row; the definition level tells how deep a value exists.
 pub(super) fn ids<T: DataType>(
     reader: ColumnReaderImpl<T>,
     rows: usize,
     descriptor: &ColumnDescriptor,
-    vocab_size: usize,
-    unsigned: bool,
+    limits: IdLimits,
 ) -> Result<Segments<u32>, String>
 where
     T::T: StoredId,
 {
     let levels =
         Levels { element: descriptor.max_def_level(), entry: descriptor.repeated_ancestor_def_level() };
+    let IdLimits { vocab_size, unsigned, max_bytes } = limits;
     let limit = (vocab_size as u64).min(1 << 32);
     let mut out = Segments::default();
-    read(reader, rows, |definitions, repetitions, values: &[T::T]| {
+    read(reader, rows, LEVELS_AT_A_TIME, |definitions, repetitions, values: &[T::T]| {
+        out.check_room(values.len(), max_bytes)?;
         let all_exist = values.len() == definitions.len();
         if all_exist && values.iter().fold(true, |fits, id| fits & (id.bits() < limit)) {
             whole_lists(repetitions, values, &mut out);

@@ -17,7 +17,7 @@ use write::ShardWriter;
 
 use crate::{
     config::DataConfig,
-    dataset::{DataFile, Dataset},
+    dataset::{DataFile, Dataset, Example},
     error::{Error, Result},
     open::Split,
     progress::{Amounts, Progress, in_parallel},
@@ -115,11 +115,7 @@ pub fn prepare(
         options,
         progress,
     };
-    Manifest::enter(
-        &options.output,
-        split.name(),
-        &recipe(config, &tokenizer.fingerprint(), options, &files),
-    )?;
+    Manifest::enter(&options.output, split.name(), &recipe(config, &tokenizer.fingerprint(), options, &files))?;
     progress.begin(split.name(), dataset.len());
     let shard =
         |index| options.output.join(format!("{}-{index:05}-of-{:05}.parquet", split.name(), files.len()));
@@ -177,15 +173,17 @@ impl Job<'_> {
         }
         let mut writer = ShardWriter::create(shard, self.options.row_group_rows, self.cutter.is_some())?;
         let mut done = PrepareReport::default();
-        let mut told = done;
-        for row in file.rows.clone() {
-            self.row(row, &mut writer, &mut done)?;
-            if done.rows_read % Self::STRIDE == 0 {
-                if self.progress.should_stop() {
-                    return Ok(());
-                }
+        let (mut told, mut result) = (done, Ok(true));
+        self.dataset.each_example(&mut file.rows.clone(), &mut |row, example| {
+            result = example.and_then(|example| self.row(row, example, &mut writer, &mut done));
+            if matches!(result, Ok(true)) && done.rows_read % Self::STRIDE == 0 {
+                result = Ok(!self.progress.should_stop());
                 self.tell(&mut told, &done);
             }
+            matches!(result, Ok(true))
+        });
+        if !result? {
+            return Ok(());
         }
         done.bytes = writer.finish()?;
         done.files = 1;
@@ -194,18 +192,25 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn row(&self, row: u64, writer: &mut ShardWriter, done: &mut PrepareReport) -> Result<()> {
+    /// Writes a row; true if all is well.
+    fn row(
+        &self,
+        row: u64,
+        example: Option<Example>,
+        writer: &mut ShardWriter,
+        done: &mut PrepareReport,
+    ) -> Result<bool> {
         done.rows_read += 1;
-        let Some(example) = self.dataset.example(row)? else {
+        let Some(example) = example else {
             done.bad_rows += 1;
-            return Ok(());
+            return Ok(true);
         };
         let ids = &example.tokens;
         let pieces = match (&self.cutter, self.options.rule) {
             (Some(cutter), _) => cutter.pieces(ids),
             (None, LengthRule::Split(max_tokens)) if ids.len() > max_tokens => {
                 done.long_rows += 1;
-                return Ok(());
+                return Ok(true);
             }
             _ => vec![&ids[..]],
         };
@@ -214,7 +219,7 @@ impl Job<'_> {
             done.rows_written += 1;
             done.tokens += piece.len() as u64;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Tells what has been done since it was last told.

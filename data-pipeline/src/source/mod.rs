@@ -30,12 +30,12 @@ use crate::error::{Error, Result};
 /// Ranges with at most so many bytes between them are fetched as one: a request costs more than they do.
 const GAP: u64 = 256 << 10;
 
-/// Access to the files of any place; clients of stores are shared.
-#[derive(Debug, Default)]
+/// Access to the files of any place; clients of stores are shared, also between clones.
+#[derive(Debug, Clone, Default)]
 pub struct Sources {
     config: StoreConfig,
     cache: Option<Arc<DiskCache>>,
-    stores: Mutex<HashMap<(Kind, String), Arc<Remote>>>,
+    stores: Arc<Mutex<HashMap<(Kind, String), Arc<Remote>>>>,
 }
 
 /// A file as it was when it was found.
@@ -59,7 +59,7 @@ enum Access {
 impl Sources {
     /// Reaches stores as section `data.store` says.
     pub fn new(config: StoreConfig) -> Self {
-        Self { config, cache: None, stores: Mutex::default() }
+        Self { config, cache: None, stores: Arc::default() }
     }
 
     /// Keeps what stores send in a folder, up to a number of bytes. Ranks and runs may share it, and it may be deleted

@@ -107,7 +107,7 @@ fn count_words(
     if options.threads == 0 {
         return Err(Error::Setting("threads must be at least 1".into()));
     }
-    let reading = DataConfig { max_tokens: None, window_groups: options.threads, ..config.clone() };
+    let reading = DataConfig { max_tokens: None, ..config.clone() };
     let dataset = reading.open_split(Split::Train, &Arc::new(Tokenizer::Bytes), 0)?;
     let files = source_files(dataset.as_ref(), Split::Train)?;
     if let Some(file) = files.iter().find(|file| !file.is_text) {
@@ -133,9 +133,16 @@ fn count_rows(
     counts: &mut AHashMap<String, u64>,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let mut told = rows.start;
-    for row in rows.clone() {
-        if let Some(example) = dataset.example(row)? {
+    let (end, mut told, mut result) = (rows.end, rows.start, Ok(()));
+    dataset.each_example(&mut { rows }, &mut |row, example| {
+        let example = match example {
+            Ok(example) => example,
+            Err(error) => {
+                result = Err(error);
+                return false;
+            }
+        };
+        if let Some(example) = example {
             let text = Tokenizer::Bytes.decode(&example.tokens, true);
             for word in words(&text).filter(|word| word.len() <= MAX_WORD_BYTES) {
                 match counts.get_mut(word) {
@@ -144,14 +151,14 @@ fn count_rows(
                 }
             }
         }
-        if row + 1 - told == STRIDE || row + 1 == rows.end {
+        let tells = row + 1 - told == STRIDE || row + 1 == end;
+        if tells {
             progress.advance(Amounts { rows: row + 1 - told, ..Amounts::default() });
             told = row + 1;
-            if progress.should_stop() {
-                break;
-            }
         }
-    }
+        !(tells && progress.should_stop())
+    });
+    result?;
     progress.advance(Amounts { files: 1, ..Amounts::default() });
     Ok(())
 }

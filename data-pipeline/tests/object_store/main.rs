@@ -15,8 +15,8 @@ use std::{
 };
 
 use data_pipeline::{
-    Columns, Dataset, Detokenizer, Error, Example, Location, OnBad, ParquetDataset, ParquetOptions, Sources,
-    StoreConfig, Tokenizer,
+    Columns, Dataset, Detokenizer, Error, Example, Location, OnBad, ParquetDataset, ParquetOptions, Reader,
+    Sources, StoreConfig, Tokenizer,
 };
 use test_support::s3::Server;
 
@@ -61,11 +61,11 @@ fn open(sources: &Sources, location: &Location, index: Option<&Path>) -> Result<
         columns: Columns::Language,
         detokenizer: Detokenizer::None,
         max_tokens: None,
-        memory: 64 << 20,
         on_bad_row: OnBad::Error,
         on_bad_file: OnBad::Error,
     };
-    ParquetDataset::open_from(sources, location, index, &Arc::new(Tokenizer::numbers(60_000)), options)
+    let reader = Arc::new(Reader::new(sources.clone(), 64 << 20));
+    ParquetDataset::open_from(&reader, location, index, &Arc::new(Tokenizer::numbers(60_000)), options)
 }
 
 fn rows(dataset: &ParquetDataset) -> Vec<Example> {

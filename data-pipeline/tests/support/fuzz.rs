@@ -125,7 +125,6 @@ fn open(path: &Path, tokenizer: &Arc<Tokenizer>) -> Result<ParquetDataset, Error
         columns: Columns::Language,
         detokenizer: Detokenizer::None,
         max_tokens: None,
-        memory: 256 << 20,
         on_bad_row: OnBad::Error,
         on_bad_file: OnBad::Error,
     };

@@ -22,7 +22,8 @@ pub struct Resident {
     pub optimizer: u64,
     /// Logits of the output layer that are alive at a time, and their gradient.
     pub logits: u64,
-    /// On the host: the copy that a checkpoint is written from, batches made ahead, decoded row groups.
+    /// On the host: the copy that a checkpoint is written from, batches made ahead, decoded row groups, whose bound is one for all
+    /// splits and sources.
     pub host: u64,
 }
 

@@ -9,6 +9,7 @@ use data_pipeline::{
 
 use crate::assembly::Assembly;
 use crate::config::Experiment;
+use crate::telemetry;
 
 /// The training split and what is made of it.
 #[derive(Clone, Copy)]
@@ -47,6 +48,11 @@ impl TrainingData<'_> {
         position: u64,
     ) -> Result<TrainLoader, Error> {
         let data = &self.config.data;
+        if plan.rank() == 0
+            && let Some(warning) = data.memory_warning(self.dataset.as_ref(), world_size)
+        {
+            telemetry::warn(&warning);
+        }
         let stream = TrainStream {
             dataset: Arc::clone(self.dataset),
             collator: self.assembly.collator(self.config)?,
