@@ -165,6 +165,20 @@ pub enum Error {
         /// The row.
         address: RowAddress,
     },
+    /// A file of token ids says that they are another tokenizer's.
+    #[error(
+        "the token ids of '{path}' were made with another tokenizer (fingerprint {theirs}, data.tokenizer has {ours}); set \
+         data.tokenizer and data.special_tokens to what they were made with, or prepare the texts again",
+        path = path.display()
+    )]
+    OtherTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// The fingerprint in the file.
+        theirs: String,
+        /// The fingerprint of the tokenizer in use.
+        ours: String,
+    },
     /// A row cannot be tokenised.
     #[error("cannot tokenise {address}: {reason}")]
     Tokenise {
@@ -224,7 +238,7 @@ impl Error {
         match self {
             Error::Setting(_) | Error::Plan(_) | Error::NoFiles { .. } | Error::BadPattern { .. } => true,
             Error::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
-            Error::Tokenizer { .. } => true,
+            Error::Tokenizer { .. } | Error::OtherTokenizer { .. } => true,
             _ => false,
         }
     }

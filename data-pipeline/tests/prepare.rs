@@ -17,7 +17,7 @@ use arrow::{
     datatypes::{DataType, Field, Schema},
 };
 use data_pipeline::{
-    Amounts, DataConfig, Detokenizer, Error, LengthRule, PrepareOptions, PrepareReport, Progress,
+    Amounts, DataConfig, Detokenizer, Error, LengthRule, OnBad, PrepareOptions, PrepareReport, Progress,
     SpecialTokenNames, Split, Tokenizer, prepare,
 };
 use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
@@ -56,13 +56,13 @@ fn refusal(config: &DataConfig, output: &Path, rule: LengthRule) -> String {
     error.to_string()
 }
 
-/// Name and content of the files of a folder.
+/// Name and content of the files of a folder, but for its lock.
 fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let entry = |entry: std::io::Result<fs::DirEntry>| {
         let path = entry.unwrap().path();
         (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())
     };
-    fs::read_dir(dir).unwrap().map(entry).collect()
+    fs::read_dir(dir).unwrap().map(entry).filter(|(name, _)| name != ".lock").collect()
 }
 
 fn examples(config: &DataConfig) -> (Arc<Tokenizer>, Vec<Vec<u32>>) {
@@ -251,6 +251,27 @@ fn a_folder_of_other_shards_is_refused() {
     fs::write(output.join("prepare.json"), "{").unwrap();
     assert!(refusal(&config, &output, LengthRule::Keep).contains("prepare.json"));
     assert!(refusal(&config, dir.path(), LengthRule::Cut(0)).contains("leaves no token"));
+}
+
+#[test]
+fn ids_of_another_tokenizer_are_refused_and_files_that_do_not_say_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let gpt2 = gpt2(set("owt-gpt2-1024-split-mini/train-*"));
+    run(&gpt2, dir.path(), LengthRule::Split(600), 1);
+    let shards = prepared(&gpt2, dir.path());
+    let special_tokens = SpecialTokenNames { eos: "<|end|>".into(), ..gpt2.special_tokens.clone() };
+    let other = DataConfig { special_tokens, on_bad_file: OnBad::Skip, ..shards.clone() };
+    let tokenizer = Arc::new(other.open_tokenizer().unwrap());
+    let refused = other.open_split(Split::Train, &tokenizer, 1).err().unwrap();
+    assert!(refused.is_config());
+    let (refused, theirs) = (refused.to_string(), gpt2.open_tokenizer().unwrap().fingerprint());
+    for part in ["train-00000-of-00001.parquet", &theirs, &tokenizer.fingerprint(), "data.tokenizer"] {
+        assert!(refused.contains(part), "'{part}' is not in: {refused}");
+    }
+    examples(&shards);
+    // The published sets do not say.
+    let unsaid = DataConfig { train: Some(set("owt-gpt2-1024-mini/train-00004*").into()), ..other };
+    examples(&unsaid);
 }
 
 #[test]

@@ -69,7 +69,8 @@ impl ParquetDataset {
     ///
     /// # Errors
     /// When nothing matches, a store does not answer, a footer is damaged, a column is missing or of another type (one
-    /// sentence for each bad file, unless such files are skipped and others are sound), or no file has rows.
+    /// sentence for each bad file, unless such files are skipped and others are sound), ids are another tokenizer's, or no file
+    /// has rows.
     pub fn open_from(
         reader: &Arc<Reader>,
         location: &Location,
@@ -78,6 +79,7 @@ impl ParquetDataset {
         options: ParquetOptions,
     ) -> Result<Self> {
         let files = open_files(&reader.sources, location, index, options.columns, options.on_bad_file)?;
+        files.iter().try_for_each(|file| check_tokenizer(file, tokenizer))?;
         let (mut groups, mut counts, mut starts, mut len) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
         for (file, index) in files.iter().enumerate() {
             let mut first_row_in_file = 0;
@@ -278,6 +280,20 @@ impl Dataset for ParquetDataset {
             files: self.groups.files().iter().map(summary).collect(),
             rules: rules(&self.tokenizer, &self.options).map(|(name, rule)| (name.to_owned(), rule)).into(),
         }
+    }
+}
+
+/// Ids of another tokenizer often lie within the vocabulary, and then nothing but the numbers would tell. Bytes are asked for
+/// by those who want texts, and say so themselves.
+fn check_tokenizer(file: &FileIndex, tokenizer: &Tokenizer) -> Result<()> {
+    let ours = tokenizer.fingerprint();
+    match &file.tokenizer {
+        Some(theirs)
+            if file.columns.tokens.is_ids() && *theirs != ours && !matches!(tokenizer, Tokenizer::Bytes) =>
+        {
+            Err(Error::OtherTokenizer { path: file.path.clone(), theirs: theirs.clone(), ours })
+        }
+        _ => Ok(()),
     }
 }
 

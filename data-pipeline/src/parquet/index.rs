@@ -23,12 +23,16 @@ use crate::{
     source::SourceFile,
 };
 
+/// Key of a footer's metadata: the fingerprint of the tokenizer whose ids a file holds.
+pub(crate) const TOKENIZER_KEY: &str = "ilm.tokenizer";
 /// First and last bytes of every Parquet file.
 const MAGIC: &[u8; 4] = b"PAR1";
 /// The footer's length and the magic.
 const TAIL: u64 = 8;
 /// Rows of the largest row group that is believed: the ends of so many rows take a gibibyte.
 const MAX_GROUP_ROWS: u64 = 1 << 27;
+/// Characters of a tokenizer's fingerprint; all known ones are shorter.
+const MAX_FINGERPRINT: usize = 64;
 /// Bytes that are read from a file's end at once: most footers are smaller.
 const FIRST_READ: u64 = 64 << 10;
 
@@ -39,6 +43,8 @@ pub(super) struct FileIndex {
     pub source: SourceFile,
     pub metadata: Arc<ParquetMetaData>,
     pub columns: RowColumns,
+    /// Fingerprint of the tokenizer whose ids these are, if the file says.
+    pub tokenizer: Option<String>,
     /// Rows of every row group.
     pub rows: Vec<u64>,
     /// Hash of the footer, which holds sizes and statistics of every column chunk.
@@ -67,6 +73,7 @@ impl FileIndex {
         Ok(Self {
             path: path.to_owned(),
             source: source.clone(),
+            tokenizer: tokenizer(&metadata),
             metadata: Arc::new(metadata),
             columns,
             rows,
@@ -97,6 +104,13 @@ impl FileIndex {
         };
         self.columns.all().map(bytes).fold(0, u64::saturating_add)
     }
+}
+
+fn tokenizer(metadata: &ParquetMetaData) -> Option<String> {
+    let pairs = metadata.file_metadata().key_value_metadata()?;
+    // Printed when it differs, so a damaged one is cut short and kept on a line.
+    let plain = |value: &String| value.chars().take(MAX_FINGERPRINT).flat_map(char::escape_default).collect();
+    pairs.iter().find(|pair| pair.key == TOKENIZER_KEY)?.value.as_ref().map(plain)
 }
 
 /// Reads a file's footer, without decoding it.

@@ -18,4 +18,5 @@ mod thrift;
 pub use columns::Columns;
 pub use dataset::{ParquetDataset, ParquetOptions};
 pub use decode::panic_becomes_error;
+pub(crate) use index::TOKENIZER_KEY;
 pub use memory::Reader;

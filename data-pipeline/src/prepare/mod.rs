@@ -111,11 +111,12 @@ pub fn prepare(
             LengthRule::Cut(max_tokens) => Some(Cutter::new(&tokenizer, max_tokens)?),
             _ => None,
         },
+        tokenizer: tokenizer.fingerprint(),
         dataset: dataset.as_ref(),
         options,
         progress,
     };
-    Manifest::enter(&options.output, split.name(), &recipe(config, &tokenizer.fingerprint(), options, &files))?;
+    Manifest::enter(&options.output, split.name(), &recipe(config, &job.tokenizer, options, &files))?;
     progress.begin(split.name(), dataset.len());
     let shard =
         |index| options.output.join(format!("{}-{index:05}-of-{:05}.parquet", split.name(), files.len()));
@@ -154,6 +155,8 @@ fn recipe(config: &DataConfig, tokenizer: &str, options: &PrepareOptions, files:
 
 struct Job<'a> {
     cutter: Option<Cutter>,
+    /// Its fingerprint.
+    tokenizer: String,
     dataset: &'a dyn Dataset,
     options: &'a PrepareOptions,
     progress: &'a dyn Progress,
@@ -171,7 +174,9 @@ impl Job<'_> {
             self.progress.advance(Amounts { files: 1, rows, ..Amounts::default() });
             return Ok(());
         }
-        let mut writer = ShardWriter::create(shard, self.options.row_group_rows, self.cutter.is_some())?;
+        let has_pieces = self.cutter.is_some();
+        let mut writer =
+            ShardWriter::create(shard, self.options.row_group_rows, has_pieces, self.tokenizer.clone())?;
         let mut done = PrepareReport::default();
         let (mut told, mut result) = (done, Ok(true));
         self.dataset.each_example(&mut file.rows.clone(), &mut |row, example| {

@@ -15,10 +15,13 @@ use parquet::{
     arrow::ArrowWriter,
     basic::{Compression, ZstdLevel},
     errors::ParquetError,
-    file::properties::WriterProperties,
+    file::{metadata::KeyValue, properties::WriterProperties},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    parquet::TOKENIZER_KEY,
+};
 
 /// Tokens that are handed to the encoder at a time; more wait only while one row has more.
 const BATCH_TOKENS: usize = 1 << 18;
@@ -37,8 +40,9 @@ pub(super) struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// `has_pieces`: rows are pieces of documents and get the columns `doc_id` and `chunk`.
-    pub fn create(path: &Path, row_group_rows: usize, has_pieces: bool) -> Result<Self> {
+    /// `has_pieces`: rows are pieces of documents and get the columns `doc_id` and `chunk`. The footer names the tokenizer by its
+    /// fingerprint.
+    pub fn create(path: &Path, row_group_rows: usize, has_pieces: bool, tokenizer: String) -> Result<Self> {
         let partial = path.with_extension("partial");
         let element = Arc::new(Field::new_list_field(DataType::Int32, false));
         let mut fields = vec![Field::new("token_ids", DataType::List(element), false)];
@@ -51,6 +55,7 @@ impl ShardWriter {
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_dictionary_enabled(true)
             .set_max_row_group_row_count(Some(row_group_rows))
+            .set_key_value_metadata(Some(vec![KeyValue::new(TOKENIZER_KEY.to_owned(), tokenizer)]))
             .build();
         let io = |action| {
             let path = partial.clone();
