@@ -18,7 +18,7 @@ use arrow::{
 };
 use data_pipeline::{
     Amounts, DataConfig, Detokenizer, Error, LengthRule, OnBad, PrepareOptions, PrepareReport, Progress,
-    SpecialTokenNames, Split, Tokenizer, prepare,
+    SpecialTokenNames, Split, StarConfig, Tokenizer, materialise, prepare,
 };
 use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
 
@@ -251,6 +251,45 @@ fn a_folder_of_other_shards_is_refused() {
     fs::write(output.join("prepare.json"), "{").unwrap();
     assert!(refusal(&config, &output, LengthRule::Keep).contains("prepare.json"));
     assert!(refusal(&config, dir.path(), LengthRule::Cut(0)).contains("leaves no token"));
+}
+
+/// Asks another job to write to the same folder in the middle of this one.
+struct Meanwhile<'a>(&'a (dyn Fn() + Sync), AtomicU64);
+
+impl Progress for Meanwhile<'_> {
+    fn begin(&self, _part: &str, _rows: u64) {}
+    fn advance(&self, _more: Amounts) {
+        if self.1.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.0();
+        }
+    }
+    fn should_stop(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn one_job_writes_to_a_folder_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alone, shared) = (dir.path().join("alone"), dir.path().join("shared"));
+    run(&lm1b(), &alone, LengthRule::Keep, 1);
+    let test = DataConfig { test: Some(set("lm1b-mini/test-*").into()), ..lm1b() };
+    let second = || {
+        for split in [Split::Train, Split::Test] {
+            let refused = prepare(&test, split, &options(&shared, LengthRule::Keep, 1), &()).unwrap_err();
+            assert!(
+                refused.is_config() && refused.to_string().contains("another job is writing to"),
+                "{refused}"
+            );
+        }
+        let graphs = materialise(&StarConfig::default(), 1, &shared).unwrap_err();
+        assert!(graphs.to_string().contains("another job is writing to"), "{graphs}");
+    };
+    let options = options(&shared, LengthRule::Keep, 1);
+    prepare(&lm1b(), Split::Train, &options, &Meanwhile(&second, AtomicU64::new(0))).unwrap();
+    assert_eq!(content(&shared), content(&alone));
+    // Its end gives the folder free.
+    prepare(&test, Split::Test, &options, &()).unwrap();
 }
 
 #[test]

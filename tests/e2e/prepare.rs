@@ -8,7 +8,7 @@ use std::process::Command;
 
 use test_support::data_dir;
 
-use crate::program::{Signal, kill, run, start, wait, wait_until, worker};
+use crate::program::{Signal, kill, mpirun, run, start, wait, wait_until, worker};
 
 fn path(relative: &str) -> String {
     data_dir().join(relative).display().to_string()
@@ -24,10 +24,11 @@ fn prepare(output: &Path, threads: usize) -> Command {
     command
 }
 
-/// Name and content of the files of a folder.
+/// Name and content of the files of a folder, but for its lock.
 fn content(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let paths = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
     paths
+        .filter(|path| !path.ends_with(".lock"))
         .map(|path| {
             let name = path.file_name().and_then(OsStr::to_str).expect("a name").to_owned();
             (name, fs::read(&path).expect("a readable file"))
@@ -57,6 +58,47 @@ fn neither_threads_nor_a_kill_change_the_shards() {
 
     let refused = run(prepare(&one, 1).args(["--rule", "split"])).expect(2);
     assert!(refused.sentence().contains("rule = keep"), "{}", refused.stderr);
+}
+
+#[test]
+fn several_ranks_are_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = folder.path().join("tokens");
+    let mut jobs = [mpirun(2), mpirun(2)];
+    jobs[0].args(["prepare", "--experiment", "lm1b_ilm", "--output"]);
+    jobs[1].args([
+        "train-tokenizer",
+        "--experiment",
+        "text_ilm",
+        "--kind",
+        "bpe",
+        "--vocab-size",
+        "600",
+        "--output",
+    ]);
+    for job in &mut jobs {
+        job.arg(&output).arg(format!("data.train={}", path("lm1b-mini/train-*.parquet")));
+        job.arg(format!("data.tokenizer={}", path("tokenizers/bert-base-uncased/tokenizer.json")));
+        let sentence = run(job).expect(2).sentence();
+        assert!(sentence.contains("2 were started") && sentence.contains("mpirun"), "{sentence}");
+        assert!(!output.exists());
+    }
+}
+
+#[test]
+fn a_folder_that_another_job_writes_to_is_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = folder.path().join("tokens");
+    fs::create_dir(&output).expect("a folder");
+    let held = fs::File::create(output.join(".lock")).expect("a file");
+    held.lock().expect("a free lock");
+    for split in ["train", "test"] {
+        let refused = run(prepare(&output, 1).args(["--split", split])).expect(2);
+        assert!(refused.sentence().contains("another job is writing to"), "{}", refused.stderr);
+    }
+    assert!(content(&output).is_empty());
+    drop(held);
+    run(prepare(&output, 1).args(["--split", "test"])).expect(0);
 }
 
 #[test]

@@ -45,13 +45,8 @@ impl Manifest {
         })
     }
 
-    /// Enters a split into the folder's manifest, or finds that it is there already, made of the same.
+    /// Enters a split into the manifest of a folder, which this job has locked, or finds that it is there already, made of the same.
     pub fn enter(dir: &Path, split: &str, recipe: &Recipe) -> Result<()> {
-        fs::create_dir_all(dir).map_err(|source| Error::Io {
-            action: "create",
-            path: dir.to_owned(),
-            source,
-        })?;
         let mut manifest = Self::read(dir)?;
         match manifest.splits.get(split) {
             Some(earlier) if earlier == recipe => return Ok(()),

@@ -1,6 +1,7 @@
 //! Text shards become token shards, once, so that training need not tokenise: one input file, one output file.
 
 mod cut;
+mod lock;
 mod manifest;
 mod write;
 
@@ -11,6 +12,7 @@ use std::{
 };
 
 use cut::Cutter;
+pub(crate) use lock::lock;
 pub(crate) use manifest::replace_file;
 use manifest::{Manifest, Recipe};
 use write::ShardWriter;
@@ -86,8 +88,8 @@ pub struct PrepareReport {
 /// The bytes do not depend on the number of threads. A job that was killed goes on with the files that are missing.
 ///
 /// # Errors
-/// As for [`DataConfig::open_split`]; a folder with shards of other settings; bad rows, unless they are to be left out; what
-/// the disk refuses.
+/// As for [`DataConfig::open_split`]; a folder with shards of other settings, or that another job writes to; bad rows, unless
+/// they are to be left out; what the disk refuses.
 pub fn prepare(
     config: &DataConfig,
     split: Split,
@@ -116,6 +118,7 @@ pub fn prepare(
         options,
         progress,
     };
+    let _lock = lock(&options.output)?;
     Manifest::enter(&options.output, split.name(), &recipe(config, &job.tokenizer, options, &files))?;
     progress.begin(split.name(), dataset.len());
     let shard =

@@ -23,6 +23,7 @@ use crate::{
     dataset::{Dataset, Example},
     error::{Error, Result},
     open::Split,
+    prepare::lock,
 };
 
 const ROWS_PER_FILE: u64 = 10_000;
@@ -32,10 +33,10 @@ const ROWS_PER_GROUP: u64 = 1_000;
 /// into `dir`, which is created if needed. Returns the files.
 ///
 /// # Errors
-/// Bad settings; files of a split that are there already; what the system refuses. A file appears under its name only
+/// Bad settings; files of a split that are there already; another job that writes there; what the system refuses. A file appears under its name only
 /// when it is complete.
 pub fn materialise(config: &StarConfig, seed: u64, dir: &Path) -> Result<Vec<PathBuf>> {
-    std::fs::create_dir_all(dir).map_err(io("create", dir))?;
+    let _lock = lock(dir)?;
     let mut files = Vec::new();
     for split in Split::ALL {
         refuse_existing(dir, split)?;

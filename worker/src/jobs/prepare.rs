@@ -6,6 +6,7 @@ use data_pipeline::{
 };
 
 use crate::cli::{PrepareArgs, PrepareSplitArg, PrepareTextArgs, RuleArg};
+use crate::comm::LaunchEnv;
 use crate::config::{self, Experiment};
 use crate::exit;
 use crate::say;
@@ -16,8 +17,9 @@ use crate::threads::processors;
 /// Writes the splits into the output folder; the result is the exit code.
 ///
 /// # Errors
-/// If the experiment has nothing to prepare, its data cannot be read, or the disk refuses.
+/// If there are several ranks, the experiment has nothing to prepare, its data cannot be read, or the disk refuses.
 pub fn prepare(args: &PrepareArgs) -> anyhow::Result<i32> {
+    refuse_ranks("prepare")?;
     let named = &args.experiment;
     let resolved = config::load(&named.experiment, &named.overrides, named.config_dir.config_dir.as_deref())?;
     let config = &resolved.experiment;
@@ -25,6 +27,17 @@ pub fn prepare(args: &PrepareArgs) -> anyhow::Result<i32> {
     match config.data.task {
         Task::Star => graphs(config, args),
         Task::Text => texts(config, args),
+    }
+}
+
+/// A job that works with threads of one process and writes into one place.
+pub(super) fn refuse_ranks(job: &str) -> anyhow::Result<()> {
+    match LaunchEnv::detect() {
+        Some(launch) if launch.world_size > 1 => bail!(
+            "{job} is one process with threads, and {} were started; start it without mpirun or srun, or on one rank",
+            launch.world_size
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use data_pipeline::{TokenizerKind, TokenizerOptions, train_tokenizer as train};
 
+use super::prepare::refuse_ranks;
 use crate::cli::{TokenizerKindArg, TrainTokenizerArgs};
 use crate::config;
 use crate::exit;
@@ -13,8 +14,9 @@ use crate::threads::processors;
 /// Trains on `data.train` and writes the file; the result is the exit code.
 ///
 /// # Errors
-/// If the texts cannot be read, the vocabulary is too small, or the disk refuses.
+/// If there are several ranks, the texts cannot be read, the vocabulary is too small, or the disk refuses.
 pub fn train_tokenizer(args: &TrainTokenizerArgs) -> anyhow::Result<i32> {
+    refuse_ranks("train-tokenizer")?;
     let named = &args.experiment;
     let resolved = config::load(&named.experiment, &named.overrides, named.config_dir.config_dir.as_deref())?;
     let progress = JobProgress::new(StopRequest::install()?.request());
