@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
+use xxhash_rust::xxh3::xxh3_128;
+
 use crate::{
     concat::Concat,
     config::{DataConfig, Location, MixtureEntry, StoreConfig, Task},
@@ -18,6 +20,10 @@ use crate::{
     star::StarDataset,
     tokenizer::Tokenizer,
 };
+
+/// Threads beyond this many are a slip of the pen; so are steps, which take memory each.
+const MOST_THREADS: usize = 1024;
+const MOST_STEPS: usize = 1 << 16;
 
 /// What a reader is made of: `store`, `cache_dir`, `cache_mib` and `memory_mib` of section `data`.
 type ReaderSettings = (StoreConfig, Option<PathBuf>, u64, usize);
@@ -65,6 +71,15 @@ impl DataConfig {
         ] {
             if value == 0 {
                 return Err(Error::Setting(format!("data.{name} = 0 makes no sense; use at least 1")));
+            }
+        }
+        for (name, value, most) in [
+            ("threads", self.threads, MOST_THREADS),
+            ("prefetch_steps", self.prefetch_steps, MOST_STEPS),
+            ("read_ahead_steps", self.read_ahead_steps, MOST_STEPS),
+        ] {
+            if value > most {
+                return Err(Error::Setting(format!("data.{name} = {value} is too much; use at most {most}")));
             }
         }
         for (name, value) in [("epochs", self.epochs), ("max_samples", self.max_samples)] {
@@ -224,8 +239,7 @@ impl DataConfig {
     ) -> Result<Arc<dyn Dataset>> {
         if split == Split::Train && !self.mixture.is_empty() {
             let source = |entry: &MixtureEntry| {
-                // Footers of the sources lie in files of their own.
-                let index = index.map(|path| path.with_extension(format!("{}.idx", entry.name)));
+                let index = index.map(|path| index_of(path, &entry.name));
                 let dataset = self.open_files(&entry.path, tokenizer, index.as_deref())?;
                 Ok((entry.name.clone(), entry.weight, dataset))
             };
@@ -259,6 +273,18 @@ impl DataConfig {
             on_bad_file: self.on_bad_file,
         };
         Ok(Arc::new(ParquetDataset::open_from(&self.reader(), location, index, tokenizer, options)?))
+    }
+}
+
+/// The file that keeps the footers of a source, beside the one of a set that is not mixed. Names that are no part of a file's name
+/// are hashed.
+fn index_of(path: &Path, source: &str) -> PathBuf {
+    const LONGEST: usize = 100;
+    let plain = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
+    if source.len() <= LONGEST && source.chars().all(plain) {
+        path.with_extension(format!("{source}.idx"))
+    } else {
+        path.with_extension(format!("{:032x}.idx", xxh3_128(source.as_bytes())))
     }
 }
 

@@ -16,7 +16,7 @@ use arrow::{
     datatypes::{Field, Int32Type, Schema},
 };
 use data_pipeline::{
-    Columns, DataConfig, Dataset, Detokenizer, Error, Example, OnBad, ParquetDataset,
+    Columns, DataConfig, Dataset, Detokenizer, Error, Example, MixtureEntry, OnBad, ParquetDataset,
     ParquetOptions, Reader, Sources, SpecialTokenNames, Split, StoreConfig, Task, Tokenizer, detokenize_lm1b,
 };
 use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
@@ -342,6 +342,24 @@ fn rows_of_a_group_that_follow_each_other_cost_one_reading() {
 }
 
 #[test]
+fn sources_of_a_mixture_have_any_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let source =
+        |name: &str| MixtureEntry { name: name.into(), path: bert_config().validation.unwrap(), weight: 1.0 };
+    let names = ["news", "web/2024", "../up", "a b", "a_b", &"long ".repeat(100)];
+    let mixture: Vec<MixtureEntry> = names.iter().map(|name| source(name)).collect();
+    let config = DataConfig { train: None, mixture, ..bert_config() };
+    config.validate().unwrap();
+    let tokenizer = Arc::new(config.open_tokenizer().unwrap());
+    let index = dir.path().join("index/train.idx");
+    let dataset = config.open_split_with(Split::Train, &tokenizer, 1, Some(&index)).unwrap();
+    assert_eq!(dataset.parts().len(), names.len());
+    let kept = |path: &Path| std::fs::read_dir(path).unwrap().count();
+    assert_eq!((kept(dir.path()), kept(index.parent().unwrap())), (1, names.len()));
+    assert!(index.with_file_name("train.news.idx").exists());
+}
+
+#[test]
 fn memory_that_open_row_groups_do_not_fit_is_told_with_the_number_to_set() {
     let config = DataConfig { memory_mib: 1, canonical_lanes: 4, ..gpt2_config("owt-gpt2-1024-mini") };
     let (_, dataset) = open(&config, Split::Train);
@@ -377,6 +395,13 @@ fn settings_are_checked() {
     assert!(refused(DataConfig { max_tokens: Some(0), ..bert_config() }).contains("data.max_tokens"));
     assert!(refused(DataConfig { window_groups: 0, ..bert_config() }).contains("data.window_groups"));
     assert!(refused(DataConfig { memory_mib: 0, ..bert_config() }).contains("data.memory_mib"));
+    assert!(refused(DataConfig { threads: 1_000_000, ..bert_config() }).contains("data.threads = 1000000"));
+    for most in [usize::MAX, 10_000_000_000] {
+        let steps = refused(DataConfig { prefetch_steps: most, ..bert_config() });
+        assert!(steps.contains("data.prefetch_steps") && steps.contains("at most 65536"), "{steps}");
+        let steps = refused(DataConfig { read_ahead_steps: most, ..bert_config() });
+        assert!(steps.contains("data.read_ahead_steps"), "{steps}");
+    }
     let cache = DataConfig { cache_dir: Some("x".into()), cache_mib: 0, ..bert_config() };
     assert!(refused(cache).contains("data.cache_mib"));
     let store = |store: StoreConfig| refused(DataConfig { store, ..bert_config() });
@@ -385,6 +410,10 @@ fn settings_are_checked() {
     );
     assert!(
         store(StoreConfig { concurrency: 0, ..StoreConfig::default() }).contains("data.store.concurrency")
+    );
+    assert!(
+        store(StoreConfig { concurrency: usize::MAX, ..StoreConfig::default() })
+            .contains("data.store.concurrency")
     );
     for endpoint in ["localhost:9000", "http://localhost:9000"] {
         let message = store(StoreConfig { endpoint: Some(endpoint.into()), ..StoreConfig::default() });

@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 
 /// The server that `hf://` stands for.
 const HUB: &str = "https://huggingface.co";
+/// Requests in flight beyond this many are a slip of the pen: each has a thread that decodes.
+const MOST_CONCURRENT: usize = 1024;
 
 /// Section `data.store`. Keys, tokens and all else come from the variables `AWS_*` and `GOOGLE_*`, or from the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +61,12 @@ impl StoreConfig {
             if zero {
                 return Err(Error::Setting(format!("data.store.{name} = 0 makes no sense; use at least 1")));
             }
+        }
+        if self.concurrency > MOST_CONCURRENT {
+            return Err(Error::Setting(format!(
+                "data.store.concurrency = {} is too much; use at most {MOST_CONCURRENT}",
+                self.concurrency
+            )));
         }
         match &self.endpoint {
             Some(url) if !url.contains("://") => {
