@@ -71,7 +71,7 @@ done
 # The number of one job of an array may stand for all of them.
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 if ((code == 75)) && $may_requeue; then
-    echo "batch script: the ranks saved and stopped; job $job is requeued and goes on from there" >&2
+    echo "batch script: the ranks stopped as they were told; job $job is requeued and goes on from there" >&2
     scontrol requeue "$job"
 fi
 exit "$code"

@@ -65,7 +65,7 @@ done
 
 job=$SLURM_JOB_ID
 if ((code == 75)) && $may_requeue; then
-    echo "batch script: the ranks saved and stopped; job $job is requeued and goes on from there" >&2
+    echo "batch script: the ranks stopped as they were told; job $job is requeued and goes on from there" >&2
     scontrol requeue "$job"
 fi
 exit "$code"

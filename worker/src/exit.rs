@@ -2,7 +2,11 @@
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::SIGTERM;
 
 use crate::bench::BenchError;
 use crate::comm::{CommError, abort_process};
@@ -32,8 +36,9 @@ pub const PREEMPTED: i32 = 75;
 /// A bug of this program.
 pub const PANIC: i32 = 101;
 
-/// Longer than mpirun takes to end the other ranks after one has failed (measured: up to 1.3 s).
-const PATIENCE_WITH_RANK_0: Duration = Duration::from_secs(3);
+/// Longer than mpirun takes to tell the other ranks after one has failed (measured: up to 1.3 s, on a busy machine 4 s).
+const PATIENCE_WITH_RANK_0: Duration = Duration::from_secs(6);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The exit code of an error, by the first of its causes that is known.
 pub fn code_of(error: &anyhow::Error) -> i32 {
@@ -90,16 +95,27 @@ fn no_run_dir<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a Pa
 ///
 /// Must be called before the communicator is dropped: finalising MPI waits for ranks that wait for this one.
 pub fn fail(error: &anyhow::Error, rank: usize, world_size: usize) -> ! {
-    if world_size > 1 && rank > 0 {
-        // All ranks often fail alike; rank 0 then speaks for them, and its end ends them before this wait is over.
-        std::thread::sleep(PATIENCE_WITH_RANK_0);
-        complain!("error: rank {rank}: {}", sentence(error));
-    } else {
+    if rank == 0 || world_size == 1 {
         complain!("error: {}", sentence(error));
+    } else if !another_spoke() {
+        complain!("error: rank {rank}: {}", sentence(error));
     }
     // Nothing can be done about a standard output that has gone away.
     let _ = std::io::stdout().flush();
     abort_process(code_of(error))
+}
+
+/// Whether this rank is ended within some seconds: all often fail alike, and rank 0 then speaks for them and ends first. The launcher
+/// asks the others to end before it kills them.
+fn another_spoke() -> bool {
+    let asked = Arc::new(AtomicBool::new(false));
+    // Where it cannot be heard, it comes with the kill.
+    let _ = signal_hook::flag::register(SIGTERM, Arc::clone(&asked));
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE_WITH_RANK_0 && !asked.load(Ordering::Relaxed) {
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    asked.load(Ordering::Relaxed)
 }
 
 #[cfg(test)]

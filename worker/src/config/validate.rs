@@ -278,3 +278,22 @@ fn require(holds: bool, key: &'static str, value: impl Display, rule: &str) -> R
 fn conflict(sentence: String) -> Result<(), ConfigError> {
     Err(ConfigError::Conflict(sentence))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_that_give_some_ranks_more_rows_are_warned_of() {
+        let settings = ["data.train=a", "data.tokenizer=b", "global_batch_size=768"].map(String::from);
+        let experiment = crate::config::load("owt_ilm", &settings, None).unwrap().experiment;
+        let warned = |world_size| {
+            let warnings = training(&experiment, world_size).unwrap();
+            warnings.into_iter().find(|warning| warning.contains("data.canonical_lanes"))
+        };
+        assert_eq!(warned(32), None);
+        let warning = warned(48).unwrap();
+        assert!(warning.contains("some compute 2 rows where others compute 1"), "{warning}");
+        assert!(warning.ends_with("data.canonical_lanes=96"), "{warning}");
+    }
+}
