@@ -30,12 +30,15 @@ use crate::error::{Error, Result};
 /// Ranges with at most so many bytes between them are fetched as one: a request costs more than they do.
 const GAP: u64 = 256 << 10;
 
+/// Clients of stores by the place they are asked at.
+type Stores = HashMap<(Kind, String), Arc<Remote>>;
+
 /// Access to the files of any place; clients of stores are shared, also between clones.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     config: StoreConfig,
     cache: Option<Arc<DiskCache>>,
-    stores: Arc<Mutex<HashMap<(Kind, String), Arc<Remote>>>>,
+    stores: Arc<Mutex<Stores>>,
 }
 
 /// A file as it was when it was found.
