@@ -1,13 +1,9 @@
 //! Dropout whose masks are pure functions of a seed and of the place in the model, with no generator state anywhere.
 
-use tch::{Device, Kind, Tensor};
-
-use crate::error::Result;
-
-/// Zeroes each element with probability p (in steps of 2^-16) and scales the rest by 1/(1-p).
+/// Zeroes each element with probability p (on the host in steps of 2^-16) and scales the rest by 1/(1-p).
 ///
 /// An element's fate depends on the seed, its row and its column only, so that a backward pass draws the mask anew instead
-/// of keeping it.
+/// of keeping it. The host's masks are drawn here, those of other devices by [`crate::ops::dropout`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Dropout {
     p: f64,
@@ -53,37 +49,13 @@ impl Dropout {
         }
     }
 
-    /// Drops in place. The gradient before a dropout is the dropout of that behind it.
-    pub(crate) fn apply(self, mut x: Tensor) -> Result<Tensor> {
-        match self.mask(&x.size(), x.device())? {
-            Some(mask) => Ok(x.f_mul_(&mask)?),
-            None => Ok(x),
-        }
+    pub(crate) fn p(self) -> f64 {
+        self.p
     }
 
-    /// The factors of a whole tensor, whose last dimension is a row; none if nothing is dropped.
-    pub(crate) fn mask(self, size: &[i64], device: Device) -> Result<Option<Tensor>> {
-        let width = size.last().copied().unwrap_or(1);
-        let rows = size.iter().product::<i64>() / width.max(1);
-        let mask = self.mask_of_rows(&Tensor::f_arange(rows, (Kind::Int64, device))?, width)?;
-        Ok(mask.map(|mask| mask.f_view(size)).transpose()?)
-    }
-
-    /// The factors of the rows with these numbers [R], [R, width]; none if nothing is dropped.
-    pub(crate) fn mask_of_rows(self, rows: &Tensor, width: i64) -> Result<Option<Tensor>> {
-        if self.is_off() {
-            return Ok(None);
-        }
-        let words = (width as usize).div_ceil(LANES) as i64;
-        let counters = Tensor::f_arange(words, (Kind::Int64, rows.device()))?.f_mul_scalar(GOLDEN as i64)?;
-        let starts = mix_tensor(&rows.f_mul_scalar(GOLDEN as i64)?.f_add_scalar(self.seed as i64)?)?;
-        let bits = mix_tensor(&starts.f_unsqueeze(1)?.f_add(&counters)?)?;
-        let lanes: Vec<Tensor> = (0..LANES as i64)
-            .map(|lane| Ok(bits.f_bitwise_right_shift_tensor_scalar(16 * lane)?.f_bitwise_and(0xffff)?))
-            .collect::<Result<_>>()?;
-        let lanes = Tensor::f_stack(&lanes, 2)?.f_view([-1, words * LANES as i64])?;
-        let kept = lanes.f_narrow(1, 0, width)?.f_ge(self.threshold() as i64)?;
-        Ok(Some(kept.f_to_kind(Kind::Float)?.f_mul_scalar(f64::from(self.kept()))?))
+    /// What a generator starts from to draw the whole mask of the place.
+    pub(crate) fn seed(self) -> u64 {
+        self.seed
     }
 
     fn threshold(self) -> u64 {
@@ -110,17 +82,6 @@ fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(MULTIPLIERS[0]);
     let value = (value ^ (value >> 27)).wrapping_mul(MULTIPLIERS[1]);
     value ^ (value >> 31)
-}
-
-/// [`mix`] of every element; libtorch's integers wrap, but its shifts keep the sign.
-fn mix_tensor(values: &Tensor) -> Result<Tensor> {
-    let shifted = |values: &Tensor, by: i64| {
-        values.f_bitwise_right_shift_tensor_scalar(by)?.f_bitwise_and((1i64 << (64 - by)) - 1)
-    };
-    let values = values.f_add_scalar(GOLDEN as i64)?;
-    let values = values.f_bitwise_xor_tensor(&shifted(&values, 30)?)?.f_mul_scalar(MULTIPLIERS[0] as i64)?;
-    let values = values.f_bitwise_xor_tensor(&shifted(&values, 27)?)?.f_mul_scalar(MULTIPLIERS[1] as i64)?;
-    Ok(values.f_bitwise_xor_tensor(&shifted(&values, 31)?)?)
 }
 
 #[cfg(test)]
@@ -160,20 +121,8 @@ mod tests {
     }
 
     #[test]
-    fn a_device_draws_the_same_mask() {
-        for (rows, width) in [(5, 12), (7, 70), (3, 129)] {
-            let dropout = Dropout::new(0.3, 11).site(4);
-            let mask = dropout.mask(&[rows, width], Device::Cpu).unwrap().unwrap();
-            let found: Vec<f32> = mask.view([-1]).try_into().unwrap();
-            let expected: Vec<f32> =
-                (0..rows as usize).flat_map(|at| row(dropout, at, width as usize)).collect();
-            assert_eq!(found, expected, "{rows} {width}");
-        }
-    }
-
-    #[test]
-    fn switched_off_it_has_no_mask() {
-        assert!(Dropout::OFF.site(3).mask(&[2, 2], Device::Cpu).unwrap().is_none());
+    fn switched_off_it_keeps_all() {
+        assert!(Dropout::OFF.site(3).is_off());
         assert_eq!(row(Dropout::OFF, 0, 3), [1.0; 3]);
     }
 }

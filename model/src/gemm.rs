@@ -1,4 +1,6 @@
-//! The matrix products of a linear map, each sent to whichever library computes it fastest. Results are f32.
+//! The matrix products of a linear map, each sent to whichever library computes it fastest. Results are f32, but for those of bf16
+//! that stay between products on another device: there they are rounded, as in the reference's autocast, since that device's time
+//! goes into moving them.
 //!
 //! On the host, products of bf16 go to the processor's matrix unit, or else to MKL's own function, which libtorch brings but does
 //! not ask: both add up and give out f32 and add to what is there, where libtorch's own products are rounded to bf16 and
@@ -19,6 +21,7 @@ use tch::{Device, Kind, Tensor};
 use self::bf16::Products;
 use self::small::{Matrix, Onto};
 use crate::error::Result;
+use crate::kernels;
 use crate::kernels::operand::{elements, elements_mut};
 use crate::parallel;
 
@@ -27,6 +30,11 @@ const LEAST_PRODUCTS: i64 = 1 << 22;
 
 /// Below this many rows, copying the weight's gradient out of oneDNN's own tensor eats what it saves.
 const LEAST_ROWS: i64 = 256;
+
+/// [`linear`] within a block: of the operands' type where no kernel of ours goes on from it.
+pub(crate) fn inner(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if kernels::can_take(x) { linear(x, weight) } else { Ok(x.f_mm(&weight.f_tr()?)?) }
+}
 
 /// `x w^T`: [n, in] and [out, in] of one type -> [n, out] f32.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -48,8 +56,11 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     Ok(x.f_mm(&weight.f_tr()?)?)
 }
 
-/// `grad w`: [n, out] and [out, in] of one type -> [n, in] f32.
+/// `grad w`: [n, out] and [out, in] of one type -> [n, in] f32, or of their type where no kernel of ours goes on from it.
 pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if !kernels::can_take(grad) {
+        return Ok(grad.f_mm(weight)?);
+    }
     if let Some(products) = host_products(grad) {
         let out = Tensor::f_empty([grad.size()[0], weight.size()[1]], (Kind::Float, grad.device()))?;
         product(products, [grad, weight], [false, false], &out, Onto::Nothing);
@@ -98,7 +109,7 @@ pub(crate) fn weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor, adds: bool
 
 /// What takes the products of this operand, if it is of bf16 and on the host.
 fn host_products(operand: &Tensor) -> Option<Products> {
-    let fits = operand.kind() == Kind::BFloat16 && operand.device() == Device::Cpu;
+    let fits = operand.kind() == Kind::BFloat16 && kernels::can_take(operand);
     Products::best().filter(|_| fits)
 }
 

@@ -37,7 +37,7 @@ impl Taped {
     }
 }
 
-/// `y = x W^T + b` over packed rows. Products take operands of the type [`Linear::kind`] and give f32.
+/// `y = x W^T + b` over packed rows. Products take operands of the type [`Linear::kind`].
 #[derive(Debug)]
 pub(crate) struct Linear {
     weight: Tensor,
@@ -86,12 +86,17 @@ impl Linear {
         self.bias.as_ref().map(|(_, grad)| grad)
     }
 
-    /// [N, in] -> [N, out], without the bias.
+    /// [N, in] -> [N, out] f32, without the bias.
     pub(crate) fn product(&self, x: &Tensor) -> Result<Tensor> {
         gemm::linear(x, &self.weight)
     }
 
-    /// Adds the weight's gradient and returns the input's.
+    /// The same within a block: of the operands' type where no kernel of ours goes on from it.
+    pub(crate) fn inner_product(&self, x: &Tensor) -> Result<Tensor> {
+        gemm::inner(x, &self.weight)
+    }
+
+    /// Adds the weight's gradient and returns the input's, of the type of an inner product.
     pub(crate) fn product_backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
         gemm::weight_grad(&self.weight_grad, grad, x, !self.writes.is_first())?;
         gemm::input_grad(grad, &self.weight)

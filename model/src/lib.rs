@@ -4,15 +4,22 @@
 //! padding is computed on outside attention. Parameters and gradients are two flat buffers ([`Arena`]) in a fixed order
 //! ([`ParamLayout`]), so that a gradient bucket, an optimizer shard and a checkpoint slice are ranges.
 
+// Unit tests share batches and models with the tests in `tests`, which know the crate by its name.
+#[cfg(test)]
+extern crate self as ilm_model;
+
 mod activations;
 mod arena;
 mod backbone;
 mod batch;
+mod bucket;
 #[cfg(test)]
 mod chi_square;
 pub mod config;
 mod dense;
 mod dropout;
+#[cfg(test)]
+mod elsewhere_tests;
 mod error;
 mod flat;
 mod gemm;
@@ -39,6 +46,7 @@ pub mod sample;
 #[cfg(test)]
 mod testing;
 mod turns;
+mod upload;
 
 pub use activations::activation_bytes_per_token;
 pub use arena::{Arena, UpdateParts};
@@ -54,6 +62,7 @@ pub use head::expected_length;
 pub use layout::{ALIGNMENT, ParamEntry, ParamLayout};
 pub use measure::{LinearMap, Rows};
 pub use model::Model;
+pub use native::use_repeatable_kernels;
 pub use objective::{LossParts, Traffic};
 pub use predict::{HistoryEntry, Insertion, Prediction, Predictor, Prompt, SpecialIds};
 pub use round::round;

@@ -4,15 +4,19 @@
 //! batch ever exists. For example b with rows R and targets p: `Z = logsumexp over R x V`, `loss = S Z - sum p z`,
 //! `dz = S softmax - p`, where `S = sum p`.
 
+mod device;
+
 use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
 use crate::batch::Batch;
 use crate::error::Result;
+use crate::kernels;
+use crate::kernels::softmax::{RowSum, Target, into_grads, pick, row_sums};
 use crate::layers::Linear;
-use crate::ops::softmax::{RowSum, Target, into_grads, pick, row_sums};
 use crate::plan::Plan;
+use crate::upload::Upload;
 
 /// One example with drops.
 #[derive(Debug)]
@@ -23,6 +27,20 @@ struct Example {
     rows: Range<usize>,
     /// (row among the head's input rows, token, share of the drops).
     targets: Vec<(usize, i64, f64)>,
+}
+
+impl Example {
+    /// Sum of the shares.
+    fn total(&self) -> f64 {
+        self.targets.iter().map(|target| target.2).sum()
+    }
+
+    /// `S Z - sum p z`, given Z and the logits of all examples' targets from this one's on, which it uses up.
+    fn loss<'a>(&self, log_sum: f64, scores: &mut impl Iterator<Item = &'a f32>) -> f64 {
+        let scores = self.targets.iter().zip(scores);
+        let score: f64 = scores.map(|(target, &score)| target.2 * f64::from(score)).sum();
+        self.total() * log_sum - score
+    }
 }
 
 /// What the head computes: the rows of examples with drops, CLS left out, and their targets.
@@ -57,7 +75,9 @@ impl Targets {
             }
             examples.push(Example { place, rows: start..rows.len(), targets });
         }
-        let rows = Tensor::f_from_slice(&rows)?.f_to_device(plan.tokens.device())?;
+        let mut upload = Upload::default();
+        let slot = upload.integers(rows);
+        let rows = upload.send(plan.tokens.device())?.integers(&slot)?;
         Ok(Self { examples, rows, n_drops })
     }
 
@@ -66,24 +86,41 @@ impl Targets {
     }
 }
 
-/// Per-example loss (sorted order) of `hidden` [M, d], group by group; with `scale`, adds `scale` times the gradient of the
-/// output matrix and returns that of `hidden` (f32).
+/// The output matrix and what it is applied to.
+#[derive(Clone, Copy)]
+pub(crate) struct Outputs<'a> {
+    pub(crate) matrix: &'a Linear,
+    /// Outputs that stand for a token; what follows them are paddings of the matrix.
+    pub(crate) vocabulary: i64,
+    /// [M, d].
+    pub(crate) hidden: &'a Tensor,
+}
+
+/// Per-example loss (sorted order), group by group in `budget` bytes of logits; with `scale`, adds `scale` times the gradient of the
+/// output matrix and returns that of the hidden states (f32).
 pub(crate) fn joint_loss(
-    output: &Linear,
-    vocabulary: i64,
-    hidden: &Tensor,
+    outputs: Outputs,
     targets: &Targets,
-    budget_mib: usize,
+    budget: usize,
     scale: Option<f64>,
 ) -> Result<(Vec<f64>, Option<Tensor>)> {
+    let host = kernels::can_take(outputs.hidden);
+    let bytes = match (host, outputs.matrix.kind()) {
+        (false, _) => device::BYTES,
+        (true, Kind::Float) => 4,
+        (true, _) => 6, // the gradient lies beside the logits
+    };
+    let width = outputs.matrix.weight().size()[0] as usize;
+    let most_rows = (budget / (bytes * width)).max(1);
+    let groups = groups(&targets.examples, most_rows);
+    let groups: Vec<Group> =
+        groups.into_iter().map(|examples| Group { outputs, examples, most_rows }).collect();
     let mut losses = vec![0.0; targets.n_drops.len()];
     let mut grads = Vec::new();
-    // logits, and their gradient beside them unless it takes their place
-    let bytes = if output.kind() == Kind::Float { 4 } else { 6 };
-    let width = output.weight().size()[0] as usize;
-    let most_rows = (budget_mib.saturating_mul(1 << 20) / (bytes * width)).max(1);
-    for examples in groups(&targets.examples, most_rows) {
-        Group { output, vocabulary, hidden, examples }.run(most_rows, scale, &mut losses, &mut grads)?;
+    if host {
+        groups.iter().try_for_each(|group| group.run(scale, &mut losses, &mut grads))?;
+    } else {
+        device::run(&groups, scale, &mut losses, &mut grads)?;
     }
     let grad = scale.map(|_| Tensor::f_cat(&grads, 0)).transpose()?;
     Ok((losses, grad))
@@ -91,11 +128,10 @@ pub(crate) fn joint_loss(
 
 /// Whole examples that are computed together.
 struct Group<'a> {
-    output: &'a Linear,
-    /// Outputs that stand for a token; what follows them are paddings of the matrix.
-    vocabulary: i64,
-    hidden: &'a Tensor,
+    outputs: Outputs<'a>,
     examples: &'a [Example],
+    /// Rows whose logits fit the budget.
+    most_rows: usize,
 }
 
 /// What an example's gradient needs of its sums.
@@ -108,23 +144,26 @@ struct Joint {
 }
 
 impl Group<'_> {
-    /// One example can have more rows than fit; then it is computed piece by piece, twice for the gradient: sums first.
-    fn run(
-        &self,
-        most_rows: usize,
-        scale: Option<f64>,
-        losses: &mut [f64],
-        grads: &mut Vec<Tensor>,
-    ) -> Result<()> {
-        let rows = rows_spanned(self.examples);
-        let pieces: Vec<Range<usize>> =
-            rows.clone().step_by(most_rows).map(|start| start..(start + most_rows).min(rows.end)).collect();
-        let (mut sums, mut scores) = (Vec::with_capacity(rows.len()), Vec::new());
+    /// The rows in pieces that fit. One example can have more rows than that; then it is computed piece by piece, twice for the
+    /// gradient: sums first.
+    fn pieces(&self) -> Vec<Range<usize>> {
+        let rows = self.rows();
+        let piece = |start: usize| start..(start + self.most_rows).min(rows.end);
+        rows.clone().step_by(self.most_rows).map(piece).collect()
+    }
+
+    fn rows(&self) -> Range<usize> {
+        self.examples[0].rows.start..self.examples[self.examples.len() - 1].rows.end
+    }
+
+    fn run(&self, scale: Option<f64>, losses: &mut [f64], grads: &mut Vec<Tensor>) -> Result<()> {
+        let pieces = self.pieces();
+        let (mut sums, mut scores) = (Vec::with_capacity(self.rows().len()), Vec::new());
         let mut kept = None;
         for piece in &pieces {
             let logits = self.logits(piece)?;
-            sums.extend(row_sums(&logits)?);
-            scores.extend(pick(&logits, self.targets(piece).map(|(row, token, _)| (row, token)))?);
+            sums.extend(row_sums(&logits));
+            scores.extend(pick(&logits, self.targets(piece).map(|(row, token, _)| (row, token))));
             kept = (pieces.len() == 1).then_some(logits);
         }
         let joints = self.joints(&sums, &scores, losses);
@@ -132,19 +171,26 @@ impl Group<'_> {
         for piece in &pieces {
             let logits = kept.take().map_or_else(|| self.logits(piece), Ok)?;
             let grad = self.grads(logits, piece, &joints, scale)?;
-            grads.push(self.output.product_backward(&narrow(self.hidden, piece)?, &grad)?);
+            grads.push(self.backward(piece, &grad)?);
         }
         Ok(())
     }
 
     /// Logits of some rows, with no share in any sum where there is no token.
     fn logits(&self, rows: &Range<usize>) -> Result<Tensor> {
-        let logits = self.output.product(&narrow(self.hidden, rows)?)?;
-        let padding = logits.size()[1] - self.vocabulary;
+        let Outputs { matrix, vocabulary, hidden } = self.outputs;
+        let logits = matrix.product(&narrow(hidden, rows)?)?;
+        let padding = logits.size()[1] - vocabulary;
         if padding > 0 {
-            let _ = logits.f_narrow(1, self.vocabulary, padding)?.f_fill_(f64::NEG_INFINITY)?;
+            let _ = logits.f_narrow(1, vocabulary, padding)?.f_fill_(f64::NEG_INFINITY)?;
         }
         Ok(logits)
+    }
+
+    /// Adds the matrix's gradient and returns that of the hidden states of some rows (f32), given that of their logits.
+    fn backward(&self, rows: &Range<usize>, grad: &Tensor) -> Result<Tensor> {
+        let grad = self.outputs.matrix.product_backward(&narrow(self.outputs.hidden, rows)?, grad)?;
+        Ok(grad.f_to_kind(Kind::Float)?)
     }
 
     /// The targets of some rows: (row among them, token, share).
@@ -161,15 +207,8 @@ impl Group<'_> {
         let joint = |example: &Example| {
             let rows = example.rows.start - first..example.rows.end - first;
             let log_sum = log_sum_exp(&sums[rows]);
-            let total: f64 = example.targets.iter().map(|target| target.2).sum();
-            let score: f64 = example
-                .targets
-                .iter()
-                .zip(&mut scores)
-                .map(|(target, &score)| target.2 * f64::from(score))
-                .sum();
-            losses[example.place] = total * log_sum - score;
-            Joint { log_sum, total }
+            losses[example.place] = example.loss(log_sum, &mut scores);
+            Joint { log_sum, total: example.total() }
         };
         self.examples.iter().map(joint).collect()
     }
@@ -185,12 +224,8 @@ impl Group<'_> {
         let target =
             |(row, token, share): (usize, usize, f64)| Target { row, token, share: (scale * share) as f32 };
         let targets: Vec<Target> = self.targets(rows).map(target).collect();
-        into_grads(logits, &log_sums, &weights, &targets, self.output.kind())
+        into_grads(logits, &log_sums, &weights, &targets, self.outputs.matrix.kind())
     }
-}
-
-fn rows_spanned(examples: &[Example]) -> Range<usize> {
-    examples[0].rows.start..examples[examples.len() - 1].rows.end
 }
 
 fn narrow(tensor: &Tensor, rows: &Range<usize>) -> Result<Tensor> {

@@ -141,7 +141,7 @@ impl Model {
     pub fn dense(&self, batch: &DenseBatch) -> Result<DenseOutput> {
         batch.validate(&self.shape)?;
         let _guard = tch::no_grad_guard();
-        let plan = Plan::dense(batch, self.shape.config.nhead, self.arena.device())?;
+        let plan = Plan::dense(batch, operand_kind(self.shape.precision), self.arena.device())?;
         let hidden = self.hidden(&plan)?;
         let class_logits = self.class_logits(&plan, &hidden)?;
         let rows_of = |tensor: &Tensor| tensor.f_view([batch.rows as i64, batch.width as i64, -1]);
@@ -151,7 +151,8 @@ impl Model {
 
     /// How a checked batch of at least one row is computed.
     pub(crate) fn plan(&self, batch: &Batch) -> Result<Plan> {
-        Plan::new(batch, self.shape.config.nhead, self.arena.device())
+        let operands = operand_kind(self.shape.precision);
+        Plan::new(batch, self.shape.config.nhead, operands, self.arena.device())
     }
 
     /// Hidden states [N, d] without dropout.
@@ -163,7 +164,7 @@ impl Model {
     /// Class logits [B, C] of the plan's rows, without dropout; none if there is no head.
     pub(crate) fn class_logits(&self, plan: &Plan, hidden: &Tensor) -> Result<Option<Tensor>> {
         let Some(head) = &self.head else { return Ok(None) };
-        let cls = hidden.f_index_select(0, &plan.cls_index()?)?;
+        let cls = hidden.f_index_select(0, &plan.cls_index)?;
         Ok(Some(head.forward(&cls, Dropout::OFF)?.0))
     }
 

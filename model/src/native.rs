@@ -1,4 +1,5 @@
-//! Functions of the libraries that libtorch brings into the process and offers no way to call: MKL's products and OpenMP's team.
+//! Functions of the libraries that libtorch brings into the process and that tch offers no way to call: MKL's products, OpenMP's team,
+//! libtorch's own switch for repeatable kernels.
 
 use std::ffi::{CStr, c_char, c_float, c_int, c_uint, c_void};
 use std::sync::LazyLock;
@@ -82,6 +83,29 @@ fn find() -> Native {
     }
 }
 
+/// Makes libtorch take only such kernels of GPUs as give the same bits every time; false if this libtorch lacks the switch.
+pub fn use_repeatable_kernels() -> bool {
+    type Context = unsafe extern "C" fn() -> *mut c_void;
+    type Choose = unsafe extern "C" fn(*mut c_void, bool, bool);
+    type Set = unsafe extern "C" fn(*mut c_void, bool);
+    let _ = tch::get_num_threads();
+    // SAFETY: the mangled names say the types: `Context& at::globalContext()` and members of `at::Context` that take booleans.
+    let functions = unsafe {
+        let context: Option<Context> = symbol(c"_ZN2at13globalContextEv");
+        let choose: Option<Choose> = symbol(c"_ZN2at7Context26setDeterministicAlgorithmsEbb");
+        let fill: Option<Set> = symbol(c"_ZN2at7Context39setDeterministicFillUninitializedMemoryEb");
+        context.zip(choose).zip(fill)
+    };
+    let Some(((context, choose), fill)) = functions else { return false };
+    // SAFETY: the context lives as long as the process. Without "warn only" an operation that cannot repeat its bits is an error.
+    unsafe {
+        choose(context(), true, false);
+        // Nobody here reads what nobody has written, so libtorch need not fill it with numbers that would show.
+        fill(context(), false);
+    }
+    true
+}
+
 /// # Safety
 /// `T` is the function's type.
 unsafe fn symbol<T: Copy>(name: &CStr) -> Option<T> {
@@ -90,4 +114,23 @@ unsafe fn symbol<T: Copy>(name: &CStr) -> Option<T> {
     let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
     // SAFETY: a function's address, of the type that the caller knows.
     (!address.is_null()).then(|| unsafe { std::mem::transmute_copy(&address) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libtorch_has_the_switch_and_takes_it() {
+        type Ask = unsafe extern "C" fn(*mut c_void) -> bool;
+        assert!(use_repeatable_kernels());
+        // SAFETY: as in the function.
+        let (is_on, fills) = unsafe {
+            let context: unsafe extern "C" fn() -> *mut c_void = symbol(c"_ZN2at13globalContextEv").unwrap();
+            let ask: Ask = symbol(c"_ZNK2at7Context23deterministicAlgorithmsEv").unwrap();
+            let fills: Ask = symbol(c"_ZNK2at7Context36deterministicFillUninitializedMemoryEv").unwrap();
+            (ask(context()), fills(context()))
+        };
+        assert!(is_on && !fills);
+    }
 }

@@ -9,7 +9,7 @@ use crate::config::LossConfig;
 use crate::dropout::Dropout;
 use crate::error::{Error, Result};
 use crate::head::{class_loss, to_rows};
-use crate::loss::{Targets, joint_loss};
+use crate::loss::{Outputs, Targets, joint_loss};
 use crate::model::Model;
 use crate::plan::Plan;
 
@@ -137,8 +137,7 @@ impl Model {
             vec![0.0; plan.order.len()]
         } else {
             let rows = self.output.normed(&hidden.f_index_select(0, &targets.rows)?)?.0;
-            let (vocabulary, budget) = (self.shape().num_embeddings, loss.head_budget_mib);
-            joint_loss(&self.output.padded, vocabulary, &rows, &targets, budget, None)?.0
+            joint_loss(self.outputs(&rows), &targets, self.head_budget(loss), None)?.0
         };
         let logits = self.class_logits(&plan, &hidden)?;
         let classes = logits.map(|logits| Classes::new(&logits, &plan, &targets, loss)).transpose()?;
@@ -164,13 +163,19 @@ impl Model {
             return Ok((vec![0.0; targets.n_drops.len()], grad));
         }
         let (rows, saved) = self.output.normed(&hidden.f_index_select(0, &targets.rows)?)?;
-        let (vocabulary, budget) = (self.shape().num_embeddings, loss.head_budget_mib);
-        let (ce, rows_grad) =
-            joint_loss(&self.output.padded, vocabulary, &rows, targets, budget, Some(scale))?;
+        let (ce, rows_grad) = joint_loss(self.outputs(&rows), targets, self.head_budget(loss), Some(scale))?;
         let rows_grad = rows_grad.expect("a scale was given, so there is a gradient");
         let rows_grad = self.output.normed_backward(saved, rows_grad)?;
         let grad = grad.f_index_copy_(0, &targets.rows, &rows_grad)?;
         Ok((ce, grad))
+    }
+
+    fn outputs<'a>(&'a self, hidden: &'a Tensor) -> Outputs<'a> {
+        Outputs { matrix: &self.output.padded, vocabulary: self.shape().num_embeddings, hidden }
+    }
+
+    fn head_budget(&self, loss: &LossConfig) -> usize {
+        loss.head_budget(self.arena().device().is_cuda())
     }
 
     /// The head's losses; adds its gradients, and to `grad` that of the hidden states.
@@ -186,14 +191,13 @@ impl Model {
         dropout: Dropout,
     ) -> Result<Option<Classes>> {
         let Some(head) = &self.head else { return Ok(None) };
-        let cls_index = plan.cls_index()?;
-        let cls = hidden.f_index_select(0, &cls_index)?;
+        let cls = hidden.f_index_select(0, &plan.cls_index)?;
         let (logits, tape) = head.forward(&cls, dropout)?;
         let classes = Classes::new(&logits, plan, targets, loss)?;
         let grads: Vec<f32> = classes.grads.iter().flatten().map(|value| (scale * value) as f32).collect();
         let grads = Tensor::f_from_slice(&grads)?.f_to_device(logits.device())?;
         let cls_grad = head.backward(tape, &grads.f_view_as(&logits)?)?;
-        let _ = grad.f_index_add_(0, &cls_index, &cls_grad)?;
+        let _ = grad.f_index_add_(0, &plan.cls_index, &cls_grad)?;
         Ok(Some(classes))
     }
 }

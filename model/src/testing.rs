@@ -1,6 +1,23 @@
 //! Small tensors for unit tests, and their comparison.
 
+use std::cell::Cell;
+
 use tch::{Device, Kind, Tensor};
+
+thread_local!(static WITHOUT_KERNELS: Cell<bool> = const { Cell::new(false) });
+
+/// Runs `f` as another device would: without kernels, by libtorch's operations.
+pub(crate) fn as_elsewhere<T>(f: impl FnOnce() -> T) -> T {
+    WITHOUT_KERNELS.set(true);
+    let result = f();
+    WITHOUT_KERNELS.set(false);
+    result
+}
+
+/// Whether this thread is in [`as_elsewhere`].
+pub(crate) fn without_kernels() -> bool {
+    WITHOUT_KERNELS.get()
+}
 
 /// Numbers of both signs, without randomness.
 pub(crate) fn wave(size: &[i64], phase: f64) -> Tensor {

@@ -22,13 +22,13 @@ impl Turns {
         self.turn_(x, &self.sin.f_neg()?, &self.sin)
     }
 
+    /// In f32, whatever the type of `x`.
     fn turn_(&self, x: &Tensor, sin: &Tensor, minus_sin: &Tensor) -> Result<()> {
         let half = self.cos.size()[3];
-        let mut first = x.f_narrow(3, 0, half)?;
-        let mut second = x.f_narrow(3, half, half)?;
-        let turned = first.f_mul(sin)?;
-        let _ = first.f_mul_(&self.cos)?.f_addcmul_(&second, minus_sin)?;
-        let _ = second.f_mul_(&self.cos)?.f_add_(&turned)?;
+        let (mut first, mut second) = (x.f_narrow(3, 0, half)?, x.f_narrow(3, half, half)?);
+        let turned = first.f_mul(&self.cos)?.f_addcmul_(&second, minus_sin)?;
+        second.f_copy_(&second.f_mul(&self.cos)?.f_addcmul_(&first, sin)?)?;
+        first.f_copy_(&turned)?;
         Ok(())
     }
 }

@@ -185,5 +185,5 @@ fn products_large_enough_for_onednn_and_a_head_in_several_groups() {
     shape.num_embeddings = 3000;
     let lengths: Vec<i64> = (0..24).map(|row| 20 + row % 5).collect();
     let packed = Packed::synthetic(&lengths, 3000);
-    check(shape, &packed, &LossConfig { head_budget_mib: 1, ..LossConfig::default() });
+    check(shape, &packed, &LossConfig { head_budget_mib: Some(1), ..LossConfig::default() });
 }

@@ -43,7 +43,7 @@ fn the_budget_of_the_head_decides_how_but_not_what_is_computed() {
     let vocabulary = 30_011;
     let packed = Packed::synthetic(&[3, 40, 2, 9, 25, 4, 4], vocabulary);
     let shape = || ModelShape { num_embeddings: vocabulary, ..small_shape(0.0) };
-    let loss = |head_budget_mib| LossConfig { head_budget_mib, ..LossConfig::default() };
+    let loss = |mib| LossConfig { head_budget_mib: Some(mib), ..LossConfig::default() };
     let (whole, whole_grads) = run(shape(), &packed, &loss(512), None);
     for budget in [1, 2, 3] {
         let (parts, grads) = run(shape(), &packed, &loss(budget), None);

@@ -98,15 +98,15 @@ impl Block {
         let normed1 = add_norm(&open.stream, open.branch, &self.norm1.weights())?;
         let kind = self.qkv.kind();
         let tokens = normed1.sum.size()[0];
-        let qkv = self.qkv.product(&normed1.normed)?.f_view([tokens, 3, self.heads, -1])?;
+        let qkv = self.qkv.inner_product(&normed1.normed)?.f_view([tokens, 3, self.heads, -1])?;
         let (context, attention) = self.attention(flow, kind).forward(qkv)?;
-        let values = self.project.product(&context)?;
+        let values = self.project.inner_product(&context)?;
         let branch = Branch { values, bias: None, dropout: self.dropout(flow, 1) };
 
         let normed2 = add_norm(&normed1.sum, Some(branch), &self.norm2.weights())?;
-        let widened = self.widen.product(&normed2.normed)?;
+        let widened = self.widen.inner_product(&normed2.normed)?;
         let activated = activate(&widened, self.widen.bias(), self.curve, kind)?;
-        let values = self.narrow.product(&activated.out)?;
+        let values = self.narrow.inner_product(&activated.out)?;
         let branch = Branch { values, bias: self.narrow.bias(), dropout: self.dropout(flow, 2) };
         let open = Open { stream: normed2.sum.shallow_clone(), branch: Some(branch) };
         Ok((open, BlockTape { normed1, attention, context, normed2, activated }))

@@ -9,6 +9,7 @@ use crate::dropout::Dropout;
 use crate::error::Result;
 use crate::layers::LayerNorm;
 use crate::layout::Init;
+use crate::ops::dropout::drop;
 use crate::plan::Plan;
 use crate::turns::Turns;
 
@@ -50,11 +51,11 @@ impl Backbone for Gpt2Backbone {
 
     fn embed(&self, plan: &Plan, dropout: Dropout) -> Result<Tensor> {
         let sum = self.tokens.forward(&plan.tokens)?.f_add_(&self.positions.forward(&plan.positions)?)?;
-        dropout.site(u64::MAX).apply(sum)
+        drop(&sum, dropout.site(u64::MAX))
     }
 
     fn embed_backward(&self, plan: &Plan, dropout: Dropout, grad: Tensor) -> Result<()> {
-        let grad = dropout.site(u64::MAX).apply(grad)?;
+        let grad = drop(&grad, dropout.site(u64::MAX))?;
         self.positions.backward(&plan.positions, grad.shallow_clone())?;
         self.tokens.backward(&plan.tokens, grad)
     }

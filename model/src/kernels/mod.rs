@@ -1,7 +1,6 @@
 //! What is computed on the host between the products, each in one pass over memory on all threads.
 //!
-//! Every kernel has a twin made of libtorch's operations (`ops`), which runs on any device and says what the kernel computes;
-//! tests compare the two.
+//! Every kernel has a twin made of libtorch's operations (`ops`, `loss::device`), which runs on any device; tests compare the two.
 
 pub(crate) mod activation;
 pub(crate) mod attention;
@@ -10,6 +9,25 @@ pub(crate) mod operand;
 pub(crate) mod residual;
 pub(crate) mod simd;
 pub(crate) mod softmax;
+
+use tch::{Device, Tensor};
+
+/// Whether the kernels can take the tensor.
+pub(crate) fn can_take(tensor: &Tensor) -> bool {
+    are_for(tensor.device())
+}
+
+/// Whether the kernels are for tensors of this device.
+#[cfg(not(test))]
+pub(crate) fn are_for(device: Device) -> bool {
+    device == Device::Cpu
+}
+
+/// Whether they are, and the test has not set them aside.
+#[cfg(test)]
+pub(crate) fn are_for(device: Device) -> bool {
+    device == Device::Cpu && !crate::testing::without_kernels()
+}
 
 /// Rows that one task of a loop takes. Fixed, because sums over rows are added task by task.
 const ROWS: usize = 16;

@@ -6,10 +6,27 @@ use tch::{Kind, Tensor};
 use super::operand::{Operand, elements, elements_mut};
 use super::simd::{exp, max, sum};
 use crate::error::Result;
-use crate::ops::softmax::{RowSum, Target};
 use crate::parallel;
 
-/// As [`crate::ops::softmax::row_sums`], on the host.
+/// One row's part of the joint sum.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct RowSum {
+    /// Largest logit.
+    pub(crate) max: f32,
+    /// Sum of exponentials relative to it.
+    pub(crate) sum: f32,
+}
+
+/// A token that is missing in a row's gap.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Target {
+    pub(crate) row: usize,
+    pub(crate) token: usize,
+    /// What is taken from the gradient there; no token comes twice in a row.
+    pub(crate) share: f32,
+}
+
+/// Maximum and sum of every row of logits [rows, V].
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn row_sums(logits: &Tensor) -> Vec<RowSum> {
     let width = logits.size()[1] as usize;
@@ -23,7 +40,15 @@ pub(crate) fn row_sums(logits: &Tensor) -> Vec<RowSum> {
     sums
 }
 
-/// As [`crate::ops::softmax::into_grads`], on the host; f32 gradients take the logits' place.
+/// The logits of the targets (row, token).
+pub(crate) fn pick(logits: &Tensor, targets: impl Iterator<Item = (usize, usize)>) -> Vec<f32> {
+    let width = logits.size()[1] as usize;
+    let values: &[f32] = elements(logits);
+    targets.map(|(row, token)| values[row * width + token]).collect()
+}
+
+/// `weight exp(logit - log sum) - share` of type `kind`: what [rows, V] logits add to the loss's gradient, in their place if that is
+/// f32. `targets` are sorted by row.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub(crate) fn into_grads(
     mut logits: Tensor,
@@ -75,4 +100,33 @@ fn of_rows(targets: &[Target], rows: usize) -> impl Iterator<Item = &[Target]> {
         rest = after;
         these
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{close, wave};
+
+    #[test]
+    fn sums_and_gradients_equal_the_formula() {
+        let logits = wave(&[9, 75], 0.2) * 4.0;
+        let expected: Vec<f32> = logits.logsumexp(1, false).try_into().unwrap();
+        let log_sums: Vec<f32> = row_sums(&logits).iter().map(|row| row.max + row.sum.ln()).collect();
+        assert!(log_sums.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() < 1e-5));
+        assert_eq!(pick(&logits, [(2, 5)].into_iter()), [logits.double_value(&[2, 5]) as f32]);
+
+        let weights: Vec<f32> = (0..9).map(|row| 0.1 * row as f32).collect();
+        let target = |row, token| Target { row, token, share: 0.25 };
+        let targets = [target(0, 3), target(0, 74), target(4, 1), target(8, 0)];
+        let column = |values: &[f32]| Tensor::from_slice(values).unsqueeze(1);
+        let formula = (&logits - column(&log_sums)).exp() * column(&weights);
+        for target in &targets {
+            let _ = formula.get(target.row as i64).get(target.token as i64).f_sub_scalar_(0.25).unwrap();
+        }
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let found = into_grads(logits.copy(), &log_sums, &weights, &targets, kind).unwrap();
+            let bound = if kind == Kind::Float { 1e-6 } else { 1e-2 };
+            close(&found, &formula.to_kind(kind), bound, "gradient");
+        }
+    }
 }

@@ -2,7 +2,6 @@
 
 use tch::{Kind, Tensor};
 
-use super::on_host;
 use crate::error::Result;
 use crate::kernels;
 
@@ -33,30 +32,31 @@ pub(crate) fn activate(
     curve: Curve,
     kind: Kind,
 ) -> Result<Activated> {
-    if on_host(widened) {
+    if kernels::can_take(widened) {
         kernels::activation::activate(widened, bias, curve, kind)
     } else {
         by_torch(widened, bias, curve, kind)
     }
 }
 
-/// The gradient before the activation, of the activation's type, given that behind it (f32); adds that of the bias.
+/// The gradient before the activation, of the activation's type, given that behind it (on the host f32); adds that of the bias.
 pub(crate) fn activate_backward(
     grad: &Tensor,
     activated: &Activated,
     bias_grad: Option<&Tensor>,
     curve: Curve,
 ) -> Result<Tensor> {
-    if on_host(grad) {
+    if kernels::can_take(grad) {
         kernels::activation::activate_backward(grad, activated, bias_grad, curve)
     } else {
         backward_by_torch(grad, activated, bias_grad, curve)
     }
 }
 
+/// Computed in the type of `widened`, whose operations round their results only.
 fn by_torch(widened: &Tensor, bias: Option<&Tensor>, curve: Curve, kind: Kind) -> Result<Activated> {
     let x = match bias {
-        Some(bias) => widened.f_add(bias)?,
+        Some(bias) => widened.f_add(&bias.f_to_kind(widened.kind())?)?,
         None => widened.shallow_clone(),
     };
     Ok(match curve.approximation() {
@@ -71,7 +71,7 @@ fn backward_by_torch(
     bias_grad: Option<&Tensor>,
     curve: Curve,
 ) -> Result<Tensor> {
-    let saved = activated.before.as_ref().unwrap_or(&activated.out).f_to_kind(Kind::Float)?;
+    let saved = activated.before.as_ref().unwrap_or(&activated.out).f_to_kind(grad.kind())?;
     let scaled = match curve.approximation() {
         None => saved.f_threshold_backward(grad, 0)?,
         Some(name) => saved.f_gelu_backward(grad, name)?,

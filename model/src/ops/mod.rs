@@ -2,12 +2,5 @@
 
 pub(crate) mod activation;
 pub(crate) mod attention;
+pub(crate) mod dropout;
 pub(crate) mod norm;
-pub(crate) mod softmax;
-
-use tch::{Device, Tensor};
-
-/// Whether the kernels can take the tensor.
-fn on_host(tensor: &Tensor) -> bool {
-    tensor.device() == Device::Cpu
-}

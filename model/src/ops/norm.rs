@@ -2,15 +2,16 @@
 
 use tch::{Kind, Tensor};
 
-use super::on_host;
+use super::dropout;
 use crate::dropout::Dropout;
 use crate::error::Result;
 use crate::kernels;
+use crate::layers::Taped;
 
 /// What is added to the residual stream.
 #[derive(Debug)]
 pub(crate) struct Branch<'a> {
-    /// [N, d]; the sum may take its place.
+    /// [N, d] f32, or elsewhere than on the host of the products' type; the sum may take its place.
     pub(crate) values: Tensor,
     /// [d]
     pub(crate) bias: Option<&'a Tensor>,
@@ -36,16 +37,20 @@ pub(crate) struct Normed {
     pub(crate) sum: Tensor,
     /// [N, d].
     pub(crate) normed: Tensor,
-    /// [N, 2] mean and one over the standard deviation of each row of the sum.
+    /// [N, 2] mean and one over the standard deviation of each row of the sum; [0, 2] where libtorch finds them again.
     pub(crate) stats: Tensor,
 }
 
 /// `sum = x + dropout(branch + bias)`, and its norm.
 pub(crate) fn add_norm(x: &Tensor, branch: Option<Branch>, weights: &Weights) -> Result<Normed> {
-    if on_host(x) { kernels::norm::add_norm(x, branch, weights) } else { by_torch(x, branch, weights) }
+    if kernels::can_take(x) {
+        kernels::norm::add_norm(x, branch, weights)
+    } else {
+        by_torch(x, branch, weights)
+    }
 }
 
-/// Given the gradient of the norm's output, adds to `grad`, which is that of the sum by other ways, what comes through the
+/// Given the gradient of the norm's output (f32 on the host), adds to `grad`, which is that of the sum by other ways, what comes through the
 /// norm. Adds the parameters' gradients. With a branch (its dropout, the gradient of its bias), gives the branch's gradient.
 pub(crate) fn add_norm_backward(
     grad: &mut Tensor,
@@ -54,7 +59,7 @@ pub(crate) fn add_norm_backward(
     weights: &Weights,
     branch: Option<(Dropout, Option<&Tensor>)>,
 ) -> Result<Option<Tensor>> {
-    if on_host(grad) {
+    if kernels::can_take(grad) {
         kernels::norm::add_norm_backward(grad, normed_grad, saved, weights, branch)
     } else {
         backward_by_torch(grad, normed_grad, saved, weights, branch)
@@ -63,7 +68,7 @@ pub(crate) fn add_norm_backward(
 
 /// `x + dropout(branch + bias)`.
 pub(crate) fn add(x: &Tensor, branch: Branch) -> Result<Tensor> {
-    if on_host(x) { Ok(kernels::residual::add(x, branch)) } else { sum_by_torch(x, branch) }
+    if kernels::can_take(x) { Ok(kernels::residual::add(x, branch)) } else { sum_by_torch(x, branch) }
 }
 
 /// The gradient of a branch, given that of the sum; adds that of its bias.
@@ -73,7 +78,7 @@ pub(crate) fn add_backward(
     bias: Option<&Tensor>,
     kind: Kind,
 ) -> Result<Tensor> {
-    if on_host(grad) {
+    if kernels::can_take(grad) {
         kernels::residual::add_backward(grad, dropout, bias, kind)
     } else {
         scale_by_torch(grad, dropout, bias, kind)
@@ -85,21 +90,15 @@ fn sum_by_torch(x: &Tensor, branch: Branch) -> Result<Tensor> {
     if let Some(bias) = branch.bias {
         let _ = values.f_add_(bias)?;
     }
-    if let Some(mask) = branch.dropout.mask(&values.size(), values.device())? {
-        let _ = values.f_mul_(&mask)?;
-    }
-    Ok(values.f_add_(x)?)
+    Ok(x.f_add(&dropout::drop(&values, branch.dropout)?)?)
 }
 
 fn scale_by_torch(grad: &Tensor, dropout: Dropout, bias: Option<&Tensor>, kind: Kind) -> Result<Tensor> {
-    let masked = match dropout.mask(&grad.size(), grad.device())? {
-        Some(mask) => grad.f_mul(&mask)?,
-        None => grad.shallow_clone(),
-    };
+    let dropped = dropout::drop(grad, dropout)?;
     if let Some(bias) = bias {
-        let _ = bias.shallow_clone().f_add_(&masked.f_sum_dim_intlist(0, false, Kind::Float)?)?;
+        let _ = bias.shallow_clone().f_add_(&dropped.f_sum_dim_intlist(0, false, Kind::Float)?)?;
     }
-    Ok(masked.f_to_kind(kind)?)
+    Ok(dropped.f_to_kind(kind)?)
 }
 
 fn by_torch(x: &Tensor, branch: Option<Branch>, weights: &Weights) -> Result<Normed> {
@@ -107,13 +106,13 @@ fn by_torch(x: &Tensor, branch: Option<Branch>, weights: &Weights) -> Result<Nor
         Some(branch) => sum_by_torch(x, branch)?,
         None => x.shallow_clone(),
     };
-    let width = [x.size()[1]];
-    let (normed, mean, scale) =
-        sum.f_native_layer_norm(width, Some(weights.weight), weights.bias, weights.eps)?;
-    let stats = Tensor::f_cat(&[mean, scale], 1)?;
+    let normed = sum.f_layer_norm([x.size()[1]], Some(weights.weight), weights.bias, weights.eps, false)?;
+    let stats = Tensor::f_empty([0, 2], (Kind::Float, x.device()))?;
     Ok(Normed { sum, normed: normed.f_to_kind(weights.kind)?, stats })
 }
 
+/// libtorch's own backward pass, which tch has behind autograd only, takes fewer kernels than the formula by operations, and the
+/// forward pass once more is one.
 fn backward_by_torch(
     grad: &mut Tensor,
     normed_grad: &Tensor,
@@ -121,18 +120,15 @@ fn backward_by_torch(
     weights: &Weights,
     branch: Option<(Dropout, Option<&Tensor>)>,
 ) -> Result<Option<Tensor>> {
-    let (mean, scale) = (saved.stats.f_narrow(1, 0, 1)?, saved.stats.f_narrow(1, 1, 1)?);
-    let unit = saved.sum.f_sub(&mean)?.f_mul_(&scale)?;
-    let by_rows = |values: &Tensor| values.f_sum_dim_intlist(0, false, Kind::Float);
-    let _ = weights.weight_grad.shallow_clone().f_add_(&by_rows(&normed_grad.f_mul(&unit)?)?)?;
-    if let Some(bias_grad) = weights.bias_grad {
-        let _ = bias_grad.shallow_clone().f_add_(&by_rows(normed_grad)?)?;
+    let inputs: Vec<&Tensor> = [&saved.sum, weights.weight].into_iter().chain(weights.bias).collect();
+    let (_, taped) = Taped::record(&inputs, |inputs| {
+        let width = [inputs[1].size()[0]];
+        Ok(inputs[0].f_layer_norm(width, Some(&inputs[1]), inputs.get(2), weights.eps, false)?)
+    })?;
+    let targets = [&*grad, weights.weight_grad].into_iter().chain(weights.bias_grad);
+    for (target, part) in targets.zip(taped.backward(&normed_grad.f_to_kind(Kind::Float)?)?) {
+        let _ = target.shallow_clone().f_add_(&part)?;
     }
-    let weighted = normed_grad.f_mul(weights.weight)?;
-    let shift = weighted.f_mean_dim(1, true, Kind::Float)?;
-    let tilt = weighted.f_mul(&unit)?.f_mean_dim(1, true, Kind::Float)?;
-    let through = weighted.f_sub(&shift)?.f_sub_(&unit.f_mul(&tilt)?)?.f_mul_(&scale)?;
-    let _ = grad.f_add_(&through)?;
     branch.map(|(dropout, bias)| scale_by_torch(grad, dropout, bias, weights.kind)).transpose()
 }
 
@@ -198,7 +194,7 @@ mod tests {
         } else {
             backward_by_torch(&mut grad, &normed_grad, &saved, &weights, branch)
         };
-        let mut all = vec![saved.sum, saved.normed, saved.stats, grad];
+        let mut all = vec![saved.sum, saved.normed, grad];
         all.extend(out.unwrap());
         all.extend(grads.iter().map(Tensor::shallow_clone));
         all

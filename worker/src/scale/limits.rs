@@ -72,6 +72,12 @@ fn computing(prediction: &Prediction, hardware: &Hardware) -> Vec<Limit> {
             ),
         },
         Limit {
+            share: seconds.traffic / step,
+            reason: "operations between the products, which libtorch runs one by one and memory bounds; only kernels of our own \
+                     would be faster"
+                .to_owned(),
+        },
+        Limit {
             share: seconds.uneven / step,
             reason: format!(
                 "uneven rows: the fullest GPU has {:.1} times the mean tokens; raise global_batch_size",

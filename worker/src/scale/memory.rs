@@ -50,6 +50,8 @@ pub struct Sizes {
     pub vocabulary: u64,
     /// Ranks.
     pub world_size: u64,
+    /// Whether the model is on a GPU.
+    pub on_gpu: bool,
 }
 
 impl Sizes {
@@ -79,7 +81,7 @@ impl Sizes {
     /// The budget, or the logits of a single token in fp32 and rounded.
     fn logits(&self, experiment: &Experiment) -> u64 {
         const FP32_AND_ROUNDED: u64 = 6;
-        let budget = (experiment.loss.head_budget_mib as u64).saturating_mul(1 << 20);
+        let budget = experiment.loss.head_budget(self.on_gpu) as u64;
         budget.max(self.vocabulary.saturating_mul(FP32_AND_ROUNDED))
     }
 
@@ -140,8 +142,8 @@ mod tests {
         let mut experiment = Experiment { global_batch_size: 8, block_size: 10, ..Experiment::default() };
         experiment.data.memory_mib = 1;
         experiment.trainer.shard_optimizer = Some(false);
-        experiment.loss.head_budget_mib = 1;
-        let sizes = Sizes { elements: 1000, vocabulary: 50, world_size: 2 };
+        experiment.loss.head_budget_mib = Some(1);
+        let sizes = Sizes { elements: 1000, vocabulary: 50, world_size: 2, on_gpu: false };
         let resident = sizes.resident(&experiment);
         assert_eq!((resident.parameters, resident.gradients, resident.optimizer), (4000, 4000, 12_000));
         assert_eq!(resident.logits, 1 << 20);

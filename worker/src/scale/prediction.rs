@@ -137,6 +137,7 @@ impl Prediction {
             elements: layout.len() as u64,
             vocabulary: shape.num_embeddings.unsigned_abs(),
             world_size: gpus,
+            on_gpu: true,
         };
         let resident = sizes.resident(experiment);
         let most_tokens = most_tokens(subject, hardware, &resident);
@@ -309,6 +310,7 @@ mod tests {
     fn predict(gpus: u64, change: impl FnOnce(&mut Experiment, &mut Hardware)) -> (Prediction, f64) {
         let mut experiment = Experiment { global_batch_size: 4, block_size: 10, ..Experiment::default() };
         experiment.data.canonical_lanes = 8;
+        experiment.loss.head_budget_mib = Some(64);
         let mut hardware = hardware();
         change(&mut experiment, &mut hardware);
         let config = ModelConfig {
@@ -399,7 +401,11 @@ mod tests {
     #[test]
     fn limits_are_named_worst_first() {
         let reasons = |gpus, change: fn(&mut Experiment, &mut Hardware)| {
-            let limits = predict(gpus, change).0.limits;
+            let fast_memory = |experiment: &mut Experiment, hardware: &mut Hardware| {
+                hardware.memory.bytes_per_s = 1e12;
+                change(experiment, hardware);
+            };
+            let limits = predict(gpus, fast_memory).0.limits;
             assert!(limits.windows(2).all(|pair| pair[0].share >= pair[1].share));
             limits.into_iter().map(|limit| limit.reason).collect::<Vec<_>>()
         };
@@ -417,6 +423,8 @@ mod tests {
         assert!(slow_disk[0].starts_with("checkpoints: "), "{slow_disk:?}");
         let text = reasons(1, |_, hardware| hardware.host.tokenised_per_s = 1e-6);
         assert!(text[0].contains("ilm-worker prepare"), "{text:?}");
+        let slow_memory = reasons(1, |_, hardware| hardware.memory.bytes_per_s = 1e-3);
+        assert!(slow_memory[0].starts_with("operations between"), "{slow_memory:?}");
         let launches = reasons(1, |_, hardware| hardware.compute.launch_s = 1e6);
         assert!(launches[0].contains("wait for kernels to start"), "{launches:?}");
         let links = reasons(4, |_, hardware| hardware.links.node_bytes_per_s = 1e-3);

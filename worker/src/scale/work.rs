@@ -6,13 +6,13 @@ use serde::Serialize;
 use super::rows::RowMoments;
 use crate::bench::Work as Counted;
 
-/// Bytes per feature that the kernels between the products of a block read and write, forward and backward: two norms with
-/// their additions, rotation, activation, and the reading of what the forward pass kept.
-const BLOCK_BYTES: f64 = 168.0;
+/// Bytes per feature that the operations between the products of a block read and write on a GPU, forward and backward: two norms
+/// with their additions and dropout, rotation, layout for attention, activation.
+const BLOCK_BYTES: [f64; 2] = [556.0, 432.0];
 
-/// Bytes per logit that the loss reads and writes beside the products: written, read for the sums, read and written as
-/// gradient, read rounded by two products.
-const LOGIT_BYTES: f64 = 18.0;
+/// Bytes per logit that the loss reads and writes beside the products: written, read for the largest and the softmax, written as
+/// that, read and written as gradient, read by two products.
+const LOGIT_BYTES: [f64; 2] = [36.0, 30.0];
 
 /// Bytes per parameter that the optimizer reads and writes: gradient, parameter, moments, average.
 const OPTIMIZER_BYTES: f64 = 36.0;
@@ -20,9 +20,10 @@ const OPTIMIZER_BYTES: f64 = 36.0;
 /// Bytes per parameter that rounding reads and writes.
 const ROUNDING_BYTES: f64 = 6.0;
 
-/// Kernels of a block, forward and backward, and of all that is outside the blocks.
-const BLOCK_KERNELS: f64 = 30.0;
-const OTHER_KERNELS: f64 = 60.0;
+/// Kernels of a block, forward and backward, and of all that is outside the blocks, with two buckets of rows and three groups of
+/// logits.
+const BLOCK_KERNELS: f64 = 120.0;
+const OTHER_KERNELS: f64 = 150.0;
 
 /// What some rows cost.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -50,11 +51,13 @@ impl Work {
             Recompute::Blocks => 4.0 / 3.0,
         };
         let features = (shape.config.d_model * shape.config.num_layers) as f64;
+        let precision = usize::from(shape.precision == Precision::Bf16);
+        let (block_bytes, logit_bytes) = (BLOCK_BYTES[precision], LOGIT_BYTES[precision]);
         Self {
             gemm_flops: again * blocks + head,
             attention_flops: again * attention,
             useful_flops: blocks + head + attention,
-            traffic: tokens * (again * BLOCK_BYTES * features + LOGIT_BYTES * shape.num_embeddings as f64),
+            traffic: tokens * (again * block_bytes * features + logit_bytes * shape.num_embeddings as f64),
         }
     }
 }
@@ -97,7 +100,7 @@ mod tests {
         assert_eq!(work.gemm_flops, 6.0 * 20.0 * (2.0 * block + 1000.0));
         assert_eq!(work.attention_flops, 12.0 * 10.0 * 2.0 * 5.0 * 16.0);
         assert_eq!(work.useful_flops, work.gemm_flops + work.attention_flops);
-        assert_eq!(work.traffic, 20.0 * (168.0 * 10.0 * 2.0 + 18.0 * 100.0));
+        assert_eq!(work.traffic, 20.0 * (556.0 * 10.0 * 2.0 + 36.0 * 100.0));
 
         shape.recompute = Recompute::Blocks;
         let again = Work::new(&shape, &rows, 20.0);

@@ -60,6 +60,7 @@ impl TokenLimit {
             elements: model.arena().flat_params().capacity() as u64,
             vocabulary: model.shape().num_embeddings.unsigned_abs(),
             world_size: world_size as u64,
+            on_gpu: matches!(available, Available::OnGpu(_)),
         };
         let resident = sizes.resident(config);
         let (available, resident, memory) = match available {
@@ -120,9 +121,16 @@ mod tests {
     }
 
     fn limit_on(setting: Option<usize>, recorded: Option<u64>, available: Available) -> TokenLimit {
-        let mut config = Experiment::default();
+        let mut config = settings();
         config.trainer.max_tokens_per_micro_batch = setting;
         TokenLimit::new(&config, &model(), 1, available, recorded)
+    }
+
+    /// With the same budget of logits on hosts and GPUs.
+    fn settings() -> Experiment {
+        let mut config = Experiment::default();
+        config.loss.head_budget_mib = Some(64);
+        config
     }
 
     fn model() -> Model {
@@ -165,9 +173,9 @@ mod tests {
 
     #[test]
     fn a_gpus_memory_counts_and_holds_nothing_of_the_hosts() {
-        let (config, model) = (Experiment::default(), model());
+        let (config, model) = (settings(), model());
         let elements = model.arena().flat_params().capacity() as u64;
-        let resident = Sizes { elements, vocabulary: 10, world_size: 1 }.resident(&config);
+        let resident = Sizes { elements, vocabulary: 10, world_size: 1, on_gpu: true }.resident(&config);
         assert!(resident.host > 0);
         // Nine tenths are room for what the GPU holds and 1000 tokens.
         let room = resident.device() + 1000 * activation_bytes_per_token(model.shape());
