@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Says whether this machine's GPUs train as they should: equal losses on processor and GPUs, speed on 1, 2, 4 .. GPUs,
-# communication that computation does not hide, and checkpoints that go from one number of GPUs to another.
+# communication that computation does not hide, checkpoints that go from one number of GPUs to another, and bits that repeat.
 #
 #   scripts/setup.sh --gpu && cargo build --release --workspace --bins && scripts/gpu-acceptance.sh [OPTION..] [KEY=VALUE..]
 #
@@ -45,6 +45,7 @@ main() {
         parity
         speed
         checkpoints
+        repetition
         verdict
     } | tee "$out/table.txt"
     # The block ran in a subshell, so what it found is in the file.
@@ -199,6 +200,21 @@ checkpoints() {
     require checkpoints "$apart <= $TOLERANCE"
     target/release/ilm-worker checkpoints verify --run-dir "$out/pieces" >>"$out/logs/pieces.txt" 2>&1 ||
         fail "a checkpoint of $out/pieces is damaged (see $out/logs/pieces.txt)"
+}
+
+# The same bits in one go and in two.
+repetition() {
+    local settings=("${LARGE[@]}" "per_device_batch_size=$batch" "global_batch_size=$((batch * gpus))" model.dropout=0.1
+        trainer.device=cuda)
+    printf '\nthe same 20 steps in one go and in two, bf16, dropout, %s GPU(s)\n' "$gpus"
+    train once "$gpus" "${settings[@]}" trainer.max_steps=20 || return 0
+    train twice "$gpus" "${settings[@]}" trainer.max_steps=10 || return 0
+    train twice "$gpus" "${settings[@]}" trainer.max_steps=20 || return 0
+    if cmp -s "$out/once/digest.jsonl" "$out/twice/digest.jsonl"; then
+        printf '  the same bits in all steps\n'
+    else
+        fail "repetition: digest.jsonl of $out/once and $out/twice differ"
+    fi
 }
 
 verdict() {

@@ -10,7 +10,7 @@ use tch::Device;
 use crate::comm::{
     Collectives, CommError, CudaRuntime, Exchange, FlatMemory, Gpu, GpuError, NcclExchange, NcclLibrary,
 };
-use crate::config::DeviceChoice;
+use crate::config::{DeviceChoice, TrainerConfig};
 use crate::{host, memory, telemetry};
 
 /// Ranks and GPUs do not fit each other.
@@ -105,7 +105,8 @@ impl RankDevice {
     ///
     /// # Errors
     /// [`DeviceError`], alike on all ranks, or a failing collective.
-    pub fn select(comm: &mut dyn Collectives, choice: DeviceChoice) -> anyhow::Result<Self> {
+    pub fn select(comm: &mut dyn Collectives, trainer: &TrainerConfig) -> anyhow::Result<Self> {
+        let choice = trainer.device;
         if choice == DeviceChoice::Cpu {
             return Ok(Self::processor());
         }
@@ -121,6 +122,11 @@ impl RankDevice {
         };
         let index = places[comm.rank()];
         cuda.set_device(index)?;
+        if trainer.deterministic && !ilm_model::use_repeatable_kernels() && comm.rank() == 0 {
+            telemetry::warn(
+                "this libtorch cannot be told to repeat its bits on GPUs (trainer.deterministic)",
+            );
+        }
         let name = found.gpus.get(index).map(|gpu| gpu.name.clone()).unwrap_or_default();
         Ok(Self { gpu: Some(ChosenGpu { cuda, index, name }) })
     }

@@ -16,6 +16,7 @@ pub mod host;
 pub mod jobs;
 pub mod memory;
 pub mod optim;
+pub mod presets;
 pub mod reference;
 pub mod run_dir;
 pub mod scale;
@@ -33,7 +34,7 @@ use cli::Command;
 pub fn run(arguments: Vec<OsString>) -> i32 {
     memory::set_up_heap();
     // SAFETY: this is the first thing that the process does, on its only thread.
-    unsafe { comm::send_pieces_at_once() };
+    unsafe { presets::make() };
     comm::abort_on_panic();
     telemetry::init_logging();
     let cli = match cli::parse(arguments) {

@@ -20,7 +20,7 @@ use crate::vitals::Call;
 /// Elements of a piece over all ranks, 1 MiB: it stays in the cache between adding and sending on.
 const PIECE: usize = 1 << 18;
 /// Most bytes that go to a neighbour at once, with two ranks.
-pub(super) const MOST_PIECE_BYTES: usize = PIECE / 2 * size_of::<f32>();
+pub(crate) const MOST_PIECE_BYTES: usize = PIECE / 2 * size_of::<f32>();
 /// Least elements of a rank's chunk, 16 KiB, where buckets have as many: shorter messages cost more than they carry.
 const LEAST_CHUNK: usize = 1 << 12;
 /// Pieces under way at a time: while one waits for a neighbour another is added.

@@ -13,7 +13,6 @@ use mpi::ffi;
 use mpi::traits::{AsRaw, Communicator};
 
 use super::agreement::Agreement;
-use super::engine::MOST_PIECE_BYTES;
 use super::mpi_exchange::MpiExchange;
 use super::neighbour::Neighbours;
 use super::notices::{Notices, Word};
@@ -311,19 +310,6 @@ pub fn abort_process(code: i32) -> ! {
         unsafe { ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, code) };
     }
     std::process::exit(code)
-}
-
-/// Lets Open MPI send a piece of a bucket over TCP at once, where it would first ask the receiver for each: that takes half as long
-/// again on a link of 1 Gbit/s. A setting of the user's stays.
-///
-/// # Safety
-/// No other thread runs yet.
-pub unsafe fn send_pieces_at_once() {
-    const LIMIT: &str = "OMPI_MCA_btl_tcp_eager_limit";
-    if std::env::var_os(LIMIT).is_none() {
-        // SAFETY: nobody else can be reading the environment, by the caller's promise.
-        unsafe { std::env::set_var(LIMIT, (2 * MOST_PIECE_BYTES).to_string()) };
-    }
 }
 
 /// Makes a panic in any thread end all ranks, after its message is printed; a panic that the data pipeline turns into

@@ -164,6 +164,8 @@ pub struct TrainerConfig {
     pub recompute: Recompute,
     /// Where ranks compute.
     pub device: DeviceChoice,
+    /// Whether GPUs take only kernels that give the same bits every time, a few of which are slower. Processors have no others.
+    pub deterministic: bool,
     /// Largest 2-norm of the gradient over all parameters.
     pub gradient_clip_val: f64,
     /// Largest decay of the running average of the parameters; none keeps no average.
@@ -217,6 +219,7 @@ impl Default for TrainerConfig {
             max_steps: 1_000_000,
             precision: Precision::Fp32,
             device: DeviceChoice::Auto,
+            deterministic: true,
             recompute: Recompute::None,
             gradient_clip_val: 1.0,
             ema_decay: Some(0.9999),

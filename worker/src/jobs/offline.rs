@@ -85,7 +85,7 @@ impl<'a> Offline<'a> {
     /// Builds the model and reads the weights that the arguments ask for.
     pub(super) fn load(&self, comm: &mut dyn Collectives) -> anyhow::Result<Loaded> {
         threads::set_threads(threads::threads_per_rank(comm, self.config.trainer.threads)?);
-        let device = RankDevice::select(comm, self.config.trainer.device)?;
+        let device = RankDevice::select(comm, &self.config.trainer)?;
         let mut model = self.assembly.build_model(&self.config, device.device())?;
         let checkpoint = self.checkpoint(comm)?;
         let vocabulary = self.assembly.tokenizer.vocab_size() as u64;

@@ -29,7 +29,7 @@ impl Site {
     ) -> anyhow::Result<Self> {
         let threads = threads::threads_per_rank(comm, config.trainer.threads)?;
         threads::set_threads(threads);
-        let device = RankDevice::select(comm, config.trainer.device)?;
+        let device = RankDevice::select(comm, &config.trainer)?;
         let available = device.available(comm)?;
         let model = assembly.build_model(config, device.device())?;
         let (rank, world_size) = (comm.rank(), comm.world_size());

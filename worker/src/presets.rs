@@ -1,0 +1,25 @@
+//! Settings that libraries read from the environment, made where the user has made none.
+
+use crate::comm::MOST_PIECE_BYTES;
+
+/// Lets Open MPI send a piece of a bucket over TCP at once, where it would first ask the receiver for each: that takes half as long
+/// again on a link of 1 Gbit/s.
+const OPEN_MPI: &str = "OMPI_MCA_btl_tcp_eager_limit";
+
+/// cuBLAS repeats its bits with working memory of fixed size only; libtorch refuses repeatable products without. Eight times 4 MiB
+/// are what it takes by itself on large GPUs.
+const CUBLAS: [&str; 2] = ["CUBLAS_WORKSPACE_CONFIG", ":4096:8"];
+
+/// Makes the settings.
+///
+/// # Safety
+/// No other thread runs yet.
+pub unsafe fn make() {
+    let limit = (2 * MOST_PIECE_BYTES).to_string();
+    for (name, value) in [(OPEN_MPI, limit.as_str()), CUBLAS.into()] {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: nobody else can be reading the environment, by the caller's promise.
+            unsafe { std::env::set_var(name, value) };
+        }
+    }
+}
