@@ -5,13 +5,13 @@
 //! On the host, products of bf16 go to the processor's matrix unit, or else to MKL's own function, which libtorch brings but does
 //! not ask: both add up and give out f32 and add to what is there, where libtorch's own products are rounded to bf16 and
 //! converted and added in passes of their own. libtorch gives f32 products to MKL, which on processors of other makers than Intel
-//! leaves more than half of their speed unused, but f32 convolutions to oneDNN, which does not. A linear map is a convolution of
-//! width 1 over a channels-last "image", so there large products go that way. Where neither MKL nor the processor knows bf16,
-//! libtorch would take such products one number at a time: there the operands are widened to f32 first, which changes no value.
+//! leaves more than half of their speed unused; there they go to a crate. Where neither MKL nor the processor knows bf16, libtorch would
+//! take such products one number at a time: there the operands are widened to f32 first, which changes no value.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod bf16;
+mod simd;
 pub(crate) mod small;
 
 use std::sync::LazyLock;
@@ -22,14 +22,8 @@ use self::bf16::Products;
 use self::small::{Matrix, Onto};
 use crate::error::Result;
 use crate::kernels;
-use crate::kernels::operand::{elements, elements_mut};
+use crate::kernels::operand::{Operand, elements, elements_mut};
 use crate::parallel;
-
-/// Below this many multiplications the call itself is what counts.
-const LEAST_PRODUCTS: i64 = 1 << 22;
-
-/// Below this many rows, copying the weight's gradient out of oneDNN's own tensor eats what it saves.
-const LEAST_ROWS: i64 = 256;
 
 /// [`linear`] within a block: of the operands' type where no kernel of ours goes on from it.
 pub(crate) fn inner(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -39,21 +33,15 @@ pub(crate) fn inner(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// `x w^T`: [n, in] and [out, in] of one type -> [n, out] f32.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let size = [x.size()[0], weight.size()[0]];
-    if let Some(products) = host_products(x) {
-        let out = Tensor::f_empty(size, (Kind::Float, x.device()))?;
-        product(products, [x, weight], [false, true], &out, Onto::Nothing);
-        return Ok(out);
-    }
     if let Some([x, weight]) = widened([x, weight])? {
         return linear(&x, &weight);
     }
-    if x.kind() != Kind::Float {
-        return by_torch(x, &weight.f_tr()?);
+    if let Some(own) = Own::of(x) {
+        let out = Tensor::f_empty(size, (Kind::Float, x.device()))?;
+        own.product([x, weight], [false, true], &out, Onto::Nothing);
+        return Ok(out);
     }
-    if suits_onednn(x, weight) {
-        return convolve(x, weight);
-    }
-    Ok(x.f_mm(&weight.f_tr()?)?)
+    by_torch(x, &weight.f_tr()?)
 }
 
 /// `grad w`: [n, out] and [out, in] of one type -> [n, in] f32, or of their type where no kernel of ours goes on from it.
@@ -61,73 +49,95 @@ pub(crate) fn input_grad(grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if !kernels::can_take(grad) {
         return Ok(grad.f_mm(weight)?);
     }
-    if let Some(products) = host_products(grad) {
-        let out = Tensor::f_empty([grad.size()[0], weight.size()[1]], (Kind::Float, grad.device()))?;
-        product(products, [grad, weight], [false, false], &out, Onto::Nothing);
-        return Ok(out);
-    }
     if let Some([grad, weight]) = widened([grad, weight])? {
         return input_grad(&grad, &weight);
     }
-    if grad.kind() != Kind::Float {
-        return by_torch(grad, weight);
+    if let Some(own) = Own::of(grad) {
+        let out = Tensor::f_empty([grad.size()[0], weight.size()[1]], (Kind::Float, grad.device()))?;
+        own.product([grad, weight], [false, false], &out, Onto::Nothing);
+        return Ok(out);
     }
-    if suits_onednn(grad, weight) {
-        return convolve(grad, &weight.f_tr()?.f_contiguous()?);
-    }
-    Ok(grad.f_mm(weight)?)
+    by_torch(grad, weight)
 }
 
 /// `target = grad^T x`, or `+=` if it `adds`: [n, out] and [n, in] of one type -> [out, in] f32.
 pub(crate) fn weight_grad(target: &Tensor, grad: &Tensor, x: &Tensor, adds: bool) -> Result<()> {
+    if let Some([grad, x]) = widened([grad, x])? {
+        return weight_grad(target, &grad, &x, adds);
+    }
     let mut target = target.shallow_clone();
-    if let Some(products) = host_products(grad) {
-        let onto = if adds { Onto::Target } else { Onto::Memory };
-        product(products, [grad, x], [true, false], &target, onto);
-    } else if let Some([grad, x]) = widened([grad, x])? {
-        weight_grad(&target, &grad, &x, adds)?;
+    let grad_t = grad.f_tr()?;
+    if let Some(own) = Own::of(grad) {
+        own.product([grad, x], [true, false], &target, if adds { Onto::Target } else { Onto::Memory });
     } else if grad.kind() != Kind::Float {
-        let product = by_torch(&grad.f_tr()?, x)?;
-        let _ = if adds {
-            target.f_add_(&product)?
+        let product = by_torch(&grad_t, x)?;
+        if adds {
+            let _ = target.f_add_(&product)?;
         } else {
             target.f_copy_(&product)?;
-            target
-        };
-    } else if x.size()[0] >= LEAST_ROWS && suits_onednn(x, &target) {
-        if !adds {
-            let _ = target.f_zero_()?;
         }
-        add_weight_grad_by_onednn(target, grad, x)?;
     } else if adds {
-        let _ = target.f_addmm_(&grad.f_tr()?, x)?;
+        let _ = target.f_addmm_(&grad_t, x)?;
     } else {
-        let _ = grad.f_tr()?.f_mm_out(&target, x)?;
+        let _ = grad_t.f_mm_out(&target, x)?;
     }
     Ok(())
 }
 
-/// What takes the products of this operand, if it is of bf16 and on the host.
-fn host_products(operand: &Tensor) -> Option<Products> {
-    let fits = operand.kind() == Kind::BFloat16 && kernels::can_take(operand);
-    Products::best().filter(|_| fits)
+/// Products that libtorch is not asked for.
+#[derive(Clone, Copy)]
+enum Own {
+    Rounded(Products),
+    Simd,
 }
 
-/// `out (+)= a b` on all threads, with a and b transposed where `transposed` says so.
-fn product(products: Products, operands: [&Tensor; 2], transposed: [bool; 2], out: &Tensor, onto: Onto) {
-    let matrix = |side: usize| {
+impl Own {
+    /// What takes the products of this operand; none if libtorch does.
+    fn of(operand: &Tensor) -> Option<Self> {
+        static SLOW_MKL: LazyLock<bool> = LazyLock::new(|| !is_intel());
+        match operand.kind() {
+            _ if operand.device() != Device::Cpu => None,
+            Kind::BFloat16 => Products::best().filter(|_| kernels::can_take(operand)).map(Self::Rounded),
+            Kind::Float => SLOW_MKL.then_some(Self::Simd),
+            _ => None,
+        }
+    }
+
+    /// `out (+)= a b` on all threads, with a and b transposed where `transposed` says so.
+    fn product(self, operands: [&Tensor; 2], transposed: [bool; 2], out: &Tensor, onto: Onto) {
+        let inner = operands[0].size()[usize::from(!transposed[0])];
+        let mnk = [out.size()[0], out.size()[1], inner].map(|size| size as usize);
+        let (mut out, threads) = (out.shallow_clone(), parallel::threads());
+        let out = elements_mut(&mut out);
+        match self {
+            Self::Rounded(products) => {
+                products.product(mnk, matrices(operands, transposed), onto, out, threads)
+            }
+            Self::Simd => simd::product(mnk, matrices(operands, transposed), onto, out, threads),
+        }
+    }
+}
+
+fn matrices<'a, T: Operand>(operands: [&'a Tensor; 2], transposed: [bool; 2]) -> [Matrix<'a, T>; 2] {
+    [0, 1].map(|side| {
         let matrix = Matrix::new(elements(operands[side]), operands[side].size()[1] as usize);
         if transposed[side] { matrix.transposed() } else { matrix }
-    };
-    let inner = operands[0].size()[usize::from(!transposed[0])];
-    let mnk = [out.size()[0], out.size()[1], inner].map(|size| size as usize);
-    let mut out = out.shallow_clone();
-    products.product(mnk, [matrix(0), matrix(1)], onto, elements_mut(&mut out), parallel::threads());
+    })
 }
 
-/// libtorch's own product of bf16, with a result in f32: on a GPU by the product itself.
+/// How often each side is cut for so many threads: so that the largest part is small and little is laid out twice.
+fn split(strips: [usize; 2], threads: usize) -> [usize; 2] {
+    let cut = |rows: usize| [rows, threads / rows];
+    let cost = |parts: &[usize; 2]| {
+        let share = |side: usize| strips[side].div_ceil(parts[side]);
+        (share(0) * share(1), share(0) + share(1))
+    };
+    (1..=threads).map(cut).min_by_key(cost).unwrap_or([1, 1])
+}
+
+/// libtorch's own product, with a result in f32: of bf16 on a GPU by the product itself.
 fn by_torch(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if a.device().is_cuda() {
+    if a.kind() != Kind::Float && a.device().is_cuda() {
         return Ok(a.f_mm_dtype(b, Kind::Float)?);
     }
     Ok(a.f_mm(b)?.f_to_kind(Kind::Float)?)
@@ -136,16 +146,11 @@ fn by_torch(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// bf16 operands in f32, if they are on a host whose processor has no instructions for their products.
 fn widened(operands: [&Tensor; 2]) -> Result<Option<[Tensor; 2]>> {
     let [a, b] = operands;
-    if a.kind() == Kind::Float || a.device() != Device::Cpu || knows_bf16() {
+    let is_fast = || knows_bf16() || Products::best().is_some();
+    if a.kind() == Kind::Float || a.device() != Device::Cpu || is_fast() {
         return Ok(None);
     }
     Ok(Some([a.f_to_kind(Kind::Float)?, b.f_to_kind(Kind::Float)?]))
-}
-
-fn suits_onednn(rows: &Tensor, matrix: &Tensor) -> bool {
-    static SLOW_MKL: LazyLock<bool> = LazyLock::new(|| !is_intel() && tch::utils::has_mkldnn());
-    let products = rows.size()[0] * matrix.numel() as i64;
-    products >= LEAST_PRODUCTS && rows.device() == Device::Cpu && *SLOW_MKL
 }
 
 /// Whether libtorch's products of bf16 use instructions for them.
@@ -169,23 +174,6 @@ fn is_intel() -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 fn is_intel() -> bool {
     false
-}
-
-fn add_weight_grad_by_onednn(mut target: Tensor, grad: &Tensor, x: &Tensor) -> Result<()> {
-    let (x, grad) = (x.f_to_mkldnn(Kind::Float)?, grad.f_to_mkldnn(Kind::Float)?);
-    let (product, _) = x.f_mkldnn_linear_backward_weights(&grad, &target, false)?;
-    let _ = target.f_add_(&product.f_to_dense(Kind::Float, false)?)?;
-    Ok(())
-}
-
-/// The convolution of width 1 that maps the rows of `x`, taken as the channels of n pixels, by `weight`.
-fn convolve(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (rows, inputs) = x.f_contiguous()?.size2()?;
-    let outputs = weight.size()[0];
-    let image = x.f_contiguous()?.f_view([1, rows, 1, inputs])?.f_permute([0, 3, 1, 2])?;
-    let kernel = weight.f_view([outputs, inputs, 1, 1])?;
-    let out = image.f_mkldnn_convolution(&kernel, None::<&Tensor>, [0, 0], [1, 1], [1, 1], 1)?;
-    Ok(out.f_permute([0, 2, 3, 1])?.f_reshape([rows, outputs])?)
 }
 
 #[cfg(test)]
@@ -225,14 +213,29 @@ mod tests {
     fn the_other_ways_give_them_too() {
         for [rows, inputs, outputs] in SIZES {
             let (x, weight) = (wave(&[rows, inputs], 0.3), wave(&[outputs, inputs], 0.9));
-            close(&convolve(&x, &weight).unwrap(), &x.mm(&weight.tr()), 1e-5, "convolution");
-            let (target, grad) = (wave(&[outputs, inputs], 0.2), wave(&[rows, outputs], 0.7));
-            let expected = &target + grad.tr().mm(&x);
-            add_weight_grad_by_onednn(target.shallow_clone(), &grad, &x).unwrap();
-            close(&target, &expected, 1e-5, "onednn");
+            let product = x.mm(&weight.tr());
             let round = |tensor: &Tensor| tensor.to_kind(Kind::BFloat16);
-            let rounded = by_torch(&round(&x), &round(&weight).tr()).unwrap();
-            close(&rounded, &x.mm(&weight.tr()), 3e-2, "torch");
+            close(&by_torch(&round(&x), &round(&weight).tr()).unwrap(), &product, 3e-2, "torch");
+            close(&by_torch(&x, &weight.tr()).unwrap(), &product, 1e-5, "torch");
+            let out = wave(&[rows, outputs], 0.1);
+            let expected = &out + &product;
+            Own::Simd.product([&x, &weight], [false, true], &out, Onto::Target);
+            close(&out, &expected, 1e-5, "added");
+            let _ = out.shallow_clone().fill_(f64::NAN);
+            Own::Simd.product([&x, &weight], [false, true], &out, Onto::Nothing);
+            close(&out, &product, 1e-5, "written");
+        }
+    }
+
+    #[test]
+    fn parts_cover_a_result_for_any_number_of_threads() {
+        let (x, weight) = (wave(&[70, 40], 0.3), wave(&[130, 40], 0.9));
+        let expected = x.mm(&weight.tr());
+        for threads in 1..9 {
+            let mut out = wave(&[70, 130], 0.2);
+            let operands = matrices([&x, &weight], [false, true]);
+            simd::product([70, 130, 40], operands, Onto::Memory, elements_mut(&mut out), threads);
+            close(&out, &expected, 1e-5, "parts");
         }
     }
 }

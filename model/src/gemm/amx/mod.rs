@@ -22,6 +22,7 @@ use self::target::{BLOCK, Dense, Target};
 pub(crate) use self::tile::Unit;
 use self::tile::{Block, Configured, DEPTH, Row, STEP_ROWS};
 use super::small::{Matrix, Onto};
+use super::split;
 use crate::parallel;
 
 /// Steps of the inner dimension that are added up before they are written: 1,536 elements.
@@ -63,16 +64,6 @@ impl Unit {
             self.configured(|unit| job.run(unit, &rows, &columns));
         });
     }
-}
-
-/// How often each side is cut for so many threads: so that the largest part is small and little is laid out twice.
-fn split(strips: [usize; 2], threads: usize) -> [usize; 2] {
-    let cut = |rows: usize| [rows, threads / rows];
-    let cost = |parts: &[usize; 2]| {
-        let share = |side: usize| strips[side].div_ceil(parts[side]);
-        (share(0) * share(1), share(0) + share(1))
-    };
-    (1..=threads).map(cut).min_by_key(cost).unwrap_or([1, 1])
 }
 
 #[derive(Clone, Copy)]
