@@ -6,7 +6,6 @@ use crate::batch::Batch;
 use crate::bucket::{Bucket, Pending, buckets, score_bias};
 use crate::dense::{AttentionMask, DenseBatch};
 use crate::error::Result;
-use crate::gemm::small::best_kind;
 use crate::kernels;
 use crate::upload::Upload;
 
@@ -61,7 +60,7 @@ impl Plan {
         let positions = upload.integers(source.iter().map(|&token| batch.positions[token]));
         let cls_index = upload.integers(cls.iter().copied());
         let restore = (!sorted).then(|| upload.integers(invert(&source)));
-        let has_kernel = kernels::are_for(device) && best_kind(Kind::Float).is_some();
+        let has_kernel = kernels::are_for(device);
         let pending = if has_kernel { Vec::new() } else { buckets(&row_ptr, heads, device, &mut upload) };
         let sent = upload.send(device)?;
         let arrive = |bucket: Pending| bucket.arrive(&sent, kind);

@@ -38,7 +38,7 @@ impl Attention<'_> {
     /// `qkv` [N, 3, H, h], on the host f32, which may be changed -> context [N, H h].
     pub(crate) fn forward(self, qkv: Tensor) -> Result<(Tensor, Tape)> {
         if self.plan.buckets.is_empty() {
-            let kind = best_kind(self.kind).unwrap_or(Kind::Float);
+            let kind = best_kind(self.kind);
             let (context, tape) = kernels::attention::forward(&qkv, self.spans(), kind)?;
             return Ok((context.f_to_kind(self.kind)?, Tape::Kernel(tape)));
         }

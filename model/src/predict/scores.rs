@@ -170,7 +170,7 @@ impl Scores<'_> {
     /// Whether a core can take the products of a tile by itself.
     fn fits_tiles(&self) -> bool {
         let kind = self.matrix.kind();
-        self.matrix.device() == Device::Cpu && best_kind(kind) == Some(kind)
+        self.matrix.device() == Device::Cpu && best_kind(kind) == kind
     }
 
     /// As [`Self::each_tile`] with scores of libtorch's making: all tokens of as many gaps as may be in memory.
