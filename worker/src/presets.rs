@@ -6,8 +6,8 @@ use crate::comm::MOST_PIECE_BYTES;
 /// again on a link of 1 Gbit/s.
 const OPEN_MPI: &str = "OMPI_MCA_btl_tcp_eager_limit";
 
-/// cuBLAS repeats its bits with working memory of fixed size only; libtorch refuses repeatable products without. Eight times 4 MiB
-/// are what it takes by itself on large GPUs.
+/// cuBLAS repeats its bits with working memory of fixed size only, and libtorch refuses repeatable products without. This is the
+/// larger of the two sizes that libtorch accepts.
 const CUBLAS: [&str; 2] = ["CUBLAS_WORKSPACE_CONFIG", ":4096:8"];
 
 /// Makes the settings.

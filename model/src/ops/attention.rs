@@ -1,7 +1,7 @@
 //! Bidirectional attention inside each row of packed tokens, queries and keys turned by their positions.
 //!
 //! Elsewhere than on the host, and with masks of the caller's, rows of similar length are computed together, bucket by bucket, by
-//! libtorch's fused attention. No way keeps probabilities.
+//! libtorch's fused attention.
 
 use tch::{Kind, Tensor};
 
