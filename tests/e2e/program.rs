@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// What a finished program said.
 #[derive(Debug)]
 pub struct Finished {
+    pub status: ExitStatus,
+    /// -1 if a signal ended it, which `status` names.
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
@@ -26,7 +28,8 @@ pub struct Finished {
 impl Finished {
     /// Fails the test unless the program ended with `code`.
     pub fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "\n--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr);
+        let Self { status, stdout, stderr, .. } = &self;
+        assert_eq!(self.code, code, "{status}\n--- stdout\n{stdout}\n--- stderr\n{stderr}");
         self
     }
 
@@ -130,6 +133,7 @@ pub fn wait(child: Child) -> Finished {
     });
     let output = output.expect("a child's output can be read");
     Finished {
+        status: output.status,
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),

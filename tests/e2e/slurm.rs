@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 use nix::unistd::Uid;
 use tempfile::TempDir;
@@ -15,6 +17,9 @@ const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/slurm-one-machin
 
 /// Seconds of work, so that the run is still there when its first steps have been seen.
 const STEPS_OF_A_HELD_RUN: u64 = 4000;
+
+/// Each question is a process and a connection to the controller, on the cores that the ranks compute on.
+const BETWEEN_QUESTIONS: Duration = Duration::from_millis(100);
 
 const STEPS: [&str; 2] = ["trainer.max_steps=6", "checkpoint.every_n_steps=3"];
 
@@ -80,13 +85,17 @@ impl Cluster {
 
     /// Runs a command that talks to this cluster; what it prints.
     fn ask(&self, name: &str, arguments: &[&str]) -> String {
+        self.run(name, arguments).expect(0).stdout.trim().to_string()
+    }
+
+    fn run(&self, name: &str, arguments: &[&str]) -> Finished {
         let programs = program("ilm-worker").with_file_name("").display().to_string();
         let mut command = Command::new(name);
         command.args(arguments).current_dir(self.folder.path());
         command.env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap_or_default()));
         command.env("SLURM_CONF", self.path("cluster/etc/slurm.conf"));
         command.env("OMPI_MCA_oob_tcp_if_include", "lo").env("OMPI_MCA_btl_tcp_if_include", "lo");
-        run(&mut command).expect(0).stdout.trim().to_string()
+        run(&mut command)
     }
 
     /// Submits a job of `ilm-launch slurm`, whose number this is.
@@ -100,6 +109,16 @@ impl Cluster {
 
     fn shows(&self, job: &str, what: &str) -> bool {
         self.ask("scontrol", &["show", "job", job]).contains(what)
+    }
+
+    /// Waits until the job's description fits. What is tried is the job: a question that the busy cluster leaves without
+    /// an answer is asked again.
+    fn wait_for(&self, job: &str, what: &str, fits: impl Fn(&str) -> bool) {
+        wait_until(what, || {
+            sleep(BETWEEN_QUESTIONS);
+            let answer = self.run("scontrol", &["show", "job", job]);
+            answer.code == 0 && fits(&answer.stdout)
+        });
     }
 
     fn log(&self, job: &str) -> String {
@@ -119,7 +138,7 @@ impl Cluster {
 
     /// The job has been queued again once and has come to its end, with the bits of a run of plain mpirun.
     fn assert_went_on(&self, job: &str, steps: u64) {
-        wait_until("the job to complete", || self.shows(job, "JobState=COMPLETED"));
+        self.wait_for(job, "the job to complete", |said| said.contains("JobState=COMPLETED"));
         let log = self.log(job);
         assert!(self.shows(job, "Restarts=1"), "{log}");
         assert!(log.contains("is requeued and goes on from there") && log.contains("resuming from"), "{log}");
@@ -159,9 +178,9 @@ fn a_preempted_run_goes_on_when_the_nodes_are_free_and_is_evaluated_at_its_end()
         cluster.submit("evaluate", &each, &["--run-dir".into(), cluster.path("run").display().to_string()]);
     let urgent = ["--parsable", "-p", "urgent", "-N2", "--exclusive", "--wrap", "touch urgent"];
     let urgent = cluster.ask("sbatch", &urgent);
-    wait_until("the preemption", || !cluster.shows(&job, "PreemptTime=None"));
+    cluster.wait_for(&job, "the preemption", |said| !said.contains("PreemptTime=None"));
     ranks.iter().for_each(|id| kill(Signal::SIGCONT, *id));
-    wait_until("the urgent job to complete", || cluster.shows(&urgent, "JobState=COMPLETED"));
+    cluster.wait_for(&urgent, "the urgent job to complete", |said| said.contains("JobState=COMPLETED"));
     assert!(cluster.path("urgent").exists());
     cluster.assert_went_on(&job, STEPS_OF_A_HELD_RUN);
     for split in ["validation", "test"] {
