@@ -111,6 +111,8 @@ struct Launch<'a> {
     plan: &'a RunPlan,
     session: Session,
     mpirun: Child,
+    /// Whether its end was waited for, so that its process id may be another's.
+    reaped: bool,
     /// When it was started, in milliseconds since 1970.
     began: u64,
     /// Open MPI's number for it.
@@ -153,6 +155,7 @@ impl<'a> Launch<'a> {
             began: unix_ms(SystemTime::now()),
             job: None,
             mpirun: command.spawn().map_err(Error::io("start", &plan.mpirun))?,
+            reaped: false,
             output: Output::new(plan.ranks, std::io::stdout(), std::io::stderr()),
             started: 0,
             start_by: after(plan.start_timeout),
@@ -173,6 +176,7 @@ impl<'a> Launch<'a> {
         loop {
             // Looked at before every wait: SIGCHLD says only that something ended, and comes once for several.
             if let Some(status) = self.mpirun.try_wait().map_err(Error::io("wait for", &self.plan.mpirun))? {
+                self.reaped = true;
                 return Ok(status.into());
             }
             let next = self.deadline.or(self.start_by);
@@ -259,7 +263,7 @@ impl<'a> Launch<'a> {
 
     /// Ends a run in which `rank` was the first to be noticed; those that wait for a rank may be noticed before it.
     fn end_hanging(&mut self, rank: usize, seconds: u64) {
-        if self.hangs.is_some() {
+        if self.hangs.is_some() || self.reaped {
             return;
         }
         let now = SystemTime::now();
@@ -277,8 +281,10 @@ impl<'a> Launch<'a> {
     }
 
     fn signal_mpirun(&self, signal: Signal) {
-        // The child is not reaped yet, so the number is still its own; it may have ended, and then this does nothing.
-        if let Ok(pid) = i32::try_from(self.mpirun.id()) {
+        if let Ok(pid) = i32::try_from(self.mpirun.id())
+            && !self.reaped
+        {
+            // It may have ended, and then this does nothing.
             let _ = kill(Pid::from_raw(pid), signal);
         }
     }

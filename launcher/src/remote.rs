@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{SockaddrStorage, setsockopt, sockopt};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -31,6 +32,9 @@ pub const KEEPALIVE: [u32; 3] = [5, 2, 3];
 /// How long one address is tried, and how long a connection may take to say its word.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long nobody is let in after a connection could not be taken.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Longest record, with room to spare; what sends more without a line feed is no rank.
 const LONGEST: u64 = 1 << 13;
 
@@ -42,7 +46,7 @@ pub struct Listener {
     token: String,
     closed: Arc<AtomicBool>,
     /// Every connection that was accepted.
-    connections: Arc<Mutex<Vec<TcpStream>>>,
+    connections: Arc<Mutex<Vec<Arc<TcpStream>>>>,
 }
 
 impl Listener {
@@ -51,6 +55,7 @@ impl Listener {
     /// # Errors
     /// Those of the network, or if no random word can be read.
     pub fn open(interface: Option<&str>) -> io::Result<(Self, impl Iterator<Item = Event> + Send + use<>)> {
+        allow_files();
         // Where there is no IPv6 the first fails; where there is, it takes both.
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))
             .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
@@ -74,14 +79,14 @@ impl Listener {
                 match stream {
                     Ok(stream) => {
                         let (token, events) = (token.clone(), events.clone());
-                        if let Ok(another) = stream.try_clone() {
-                            connections.lock().unwrap_or_else(PoisonError::into_inner).push(another);
-                        }
+                        let stream = Arc::new(stream);
+                        connections.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&stream));
                         // A rank that sends much must not keep the others waiting.
-                        thread::spawn(move || receive(stream, &token, &events));
+                        thread::spawn(move || receive(&stream, &token, &events));
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                    Err(_) => {}
+                    // There may be no file descriptors for the moment.
+                    Err(_) => thread::sleep(PAUSE),
                 }
             }
         });
@@ -128,15 +133,15 @@ impl Drop for Listener {
     }
 }
 
-fn receive(stream: TcpStream, token: &str, events: &SyncSender<Event>) {
-    let mut lines = BufReader::new(&stream);
+fn receive(stream: &TcpStream, token: &str, events: &SyncSender<Event>) {
+    let mut lines = BufReader::new(stream);
     let mut line = Vec::new();
     let mut next = |line: &mut Vec<u8>| {
         line.clear();
         let read = lines.by_ref().take(LONGEST).read_until(b'\n', line);
         read.is_ok_and(|_| line.pop_if(|last| *last == b'\n').is_some())
     };
-    if keep_alive(&stream).is_err() || stream.set_read_timeout(Some(PATIENCE)).is_err() {
+    if keep_alive(stream).is_err() || stream.set_read_timeout(Some(PATIENCE)).is_err() {
         return;
     }
     if !next(&mut line) || line != token.as_bytes() || stream.set_read_timeout(None).is_err() {
@@ -171,6 +176,15 @@ pub fn connect(address: &str) -> Result<File> {
         }
     }
     Err(refused(last))
+}
+
+/// Lets this process have a connection for each of many ranks, where the system's usual 1024 files would not do.
+fn allow_files() {
+    const WANTED: u64 = 1 << 16;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Where it may not be, a run of fewer ranks goes well all the same.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(WANTED.min(hard)), hard);
+    }
 }
 
 fn keep_alive(stream: &TcpStream) -> io::Result<()> {

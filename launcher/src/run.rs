@@ -44,7 +44,8 @@ pub fn run(mut plan: RunPlan) -> Result<u8> {
         announce(outcome, restart);
         if stop_comes_within(restart.delay, &received) {
             complain(format_args!("ilm-launch: told to stop, so there is no restart"));
-            return Ok(outcome.code());
+            // The run would have gone on, and does when it is started again.
+            return Ok(Outcome::StoppedEarly.code());
         }
         record.restarts += 1;
     }

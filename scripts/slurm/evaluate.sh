@@ -67,11 +67,16 @@ while :; do
     wait "$child" || code=$?
     $interrupted || break
 done
+# To be queued again sends TERM here, and the number may be another process's by then.
+child=
 
 # The number of one job of an array may stand for all of them.
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 if ((code == 75)) && $may_requeue; then
     echo "batch script: the ranks stopped as they were told; job $job is requeued and goes on from there" >&2
-    scontrol requeue "$job"
+    for _ in 1 2 3 4 5; do
+        scontrol requeue "$job" && break
+        sleep 5
+    done
 fi
 exit "$code"

@@ -147,6 +147,12 @@ pub fn kill(signal: Signal, id: u32) {
         .unwrap_or_else(|error| panic!("cannot send {signal} to {id}: {error}"));
 }
 
+/// Lets a stopped process go on, if others have not already done so and it is through.
+pub fn wake(id: u32) {
+    let id = Pid::from_raw(i32::try_from(id).expect("process ids are small"));
+    let _ = nix::sys::signal::kill(id, Signal::SIGCONT);
+}
+
 /// Process ids of the direct children of `parent`.
 pub fn children(parent: u32) -> Vec<u32> {
     let entries = fs::read_dir("/proc").expect("/proc is there");

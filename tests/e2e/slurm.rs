@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::program::{
     Finished, Signal, checkpoint_bits, figures, kill, last_step, mpirun, processes_with, program, run,
-    tiny_star, wait_until,
+    tiny_star, wait_until, wake,
 };
 
 const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/slurm-one-machine.sh");
@@ -117,6 +117,9 @@ impl Cluster {
         wait_until(what, || {
             sleep(BETWEEN_QUESTIONS);
             let answer = self.run("scontrol", &["show", "job", job]);
+            if answer.code != 0 {
+                eprintln!("scontrol: {}: {}", answer.status, answer.stderr);
+            }
             answer.code == 0 && fits(&answer.stdout)
         });
     }
@@ -179,7 +182,7 @@ fn a_preempted_run_goes_on_when_the_nodes_are_free_and_is_evaluated_at_its_end()
     let urgent = ["--parsable", "-p", "urgent", "-N2", "--exclusive", "--wrap", "touch urgent"];
     let urgent = cluster.ask("sbatch", &urgent);
     cluster.wait_for(&job, "the preemption", |said| !said.contains("PreemptTime=None"));
-    ranks.iter().for_each(|id| kill(Signal::SIGCONT, *id));
+    ranks.iter().for_each(|id| wake(*id));
     cluster.wait_for(&urgent, "the urgent job to complete", |said| said.contains("JobState=COMPLETED"));
     assert!(cluster.path("urgent").exists());
     cluster.assert_went_on(&job, STEPS_OF_A_HELD_RUN);

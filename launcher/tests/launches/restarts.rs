@@ -108,7 +108,7 @@ fn a_wait_for_a_restart_can_be_ended() {
     wait_until("the end is recorded", || bench.read("run/launcher.json").contains(r#""exit_code":137"#));
     send("-TERM", launcher.id());
     let output = launcher.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), attempts(&bench)), (Some(137), 1));
+    assert_eq!((output.status.code(), attempts(&bench)), (Some(75), 1));
     assert_eq!(announced(&output).len(), 1);
     assert!(text(&output.stderr).contains("told to stop, so there is no restart"));
 }

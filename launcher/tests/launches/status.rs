@@ -114,7 +114,7 @@ fn a_run_that_waits_for_its_restart_says_so() {
     wait_until("the end is recorded", || bench.read("run/launcher.json").contains(r#""exit_code":5"#));
     assert_eq!(json(&bench)["state"], "waiting");
     send("-TERM", launcher.id());
-    assert_eq!(launcher.wait_with_output().unwrap().status.code(), Some(5));
+    assert_eq!(launcher.wait_with_output().unwrap().status.code(), Some(75));
     assert_eq!(json(&bench)["state"], "ended");
 }
 
