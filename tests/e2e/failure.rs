@@ -6,8 +6,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::program::{
-    Signal, checkpoint_steps, children, json_lines, kill, last_step, mpirun, ranks, run, start, tiny_star,
-    wait, wait_until, worker,
+    Signal, checkpoint_steps, children, json_lines, kill, last_step, mpirun, mpirun_through, ranks, run,
+    start, tiny_star, wait, wait_until, worker,
 };
 
 #[test]
@@ -26,6 +26,21 @@ fn a_rank_that_hangs_is_noticed_and_ends_the_job() {
     let sentence = sentence.expect("the waiting rank says what it waits for");
     assert!(sentence.contains("has waited") && sentence.contains("collective '"), "{sentence}");
     wait_until("all ranks to end", || ranks.iter().all(|id| !Path::new(&format!("/proc/{id}")).exists()));
+}
+
+#[test]
+fn ranks_do_not_wait_for_ever_for_one_that_never_connects() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    // It stands for a rank that a dead file system holds before it has told anybody of itself.
+    let script = r#"[ "$OMPI_COMM_WORLD_RANK" = 1 ] && exec sleep 1000; exec "$0" "$@""#;
+    let mut command = mpirun_through(2, script);
+    let finished =
+        run(command.args(tiny_star(folder.path())).arg("trainer.collective_timeout_secs=2")).expect(5);
+    assert!(
+        finished.stderr.contains("error: rank 0 has waited 2s for the other 1 to connect"),
+        "{}",
+        finished.stderr
+    );
 }
 
 #[test]

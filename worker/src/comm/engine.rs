@@ -12,7 +12,7 @@ use super::agreement::Agreement;
 use super::exchange::Words;
 use super::mpi::error_text;
 use super::neighbour::Neighbour;
-use super::ring::{Failure, Piece, Ring, Travel};
+use super::ring::{Failure, Piece, Ring, Scratch, TRAVEL_TAGS, Travel};
 use super::watchdog::Watchdog;
 use super::{CommError, ExchangeOp, FlatMemory};
 use crate::vitals::Call;
@@ -71,7 +71,7 @@ pub(super) struct Engine {
     /// Pieces under way, with the number of their bucket.
     travels: VecDeque<(u64, Travel)>,
     /// Memory of travels that have ended, to be used again.
-    scratches: Vec<Vec<f32>>,
+    scratches: Vec<Scratch>,
     pieces: u64,
 }
 
@@ -216,8 +216,8 @@ impl Engine {
         }
         let theirs = bucket.theirs.map(|theirs| theirs.wrapping_add(bucket.sent));
         let piece = bucket.next_piece(ring);
-        // Neighbours have at most the same number of pieces under way, so twice as many tags tell them apart.
-        let tag = (self.pieces % (2 * UNDER_WAY as u64)) as c_int;
+        // Pieces end in any order, so the ones under way may be many numbers apart; never as many as there are tags.
+        let tag = (self.pieces % TRAVEL_TAGS) as c_int;
         let scratch = self.scratches.pop().unwrap_or_default();
         // SAFETY: the bucket lies in memory that nobody touches before it is complete, by the promise of `Exchange`.
         let travel = unsafe { Travel::start(ring, bucket.op, piece, theirs, tag, scratch) };
@@ -289,6 +289,11 @@ impl Bucket {
 fn failed(sequence: u64, failure: Failure) -> CommError {
     match failure {
         Failure::Mpi(code) => transport("bucket", sequence, code),
+        Failure::Length { received, expected } => CommError::Transport {
+            name: "bucket",
+            sequence,
+            message: format!("a message of {received} values came where {expected} were expected"),
+        },
         Failure::Memory(error) => CommError::Memory { sequence, error },
     }
 }

@@ -18,6 +18,7 @@ mod neighbour;
 mod notices;
 mod ring;
 mod solo;
+mod sparse;
 mod watchdog;
 
 use std::fmt::Display;

@@ -5,6 +5,7 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,9 +51,7 @@ impl Mpi {
     /// # Errors
     /// If MPI does not start or connects another number of ranks.
     pub fn start(env: &LaunchEnv, timeout: Duration) -> Result<Self, CommError> {
-        // The watchdog may call MPI_Abort while the main thread is inside a collective.
-        let (universe, threading) =
-            mpi::initialize_with_threading(mpi::Threading::Multiple).ok_or(CommError::Start)?;
+        let (universe, threading) = meet(env, timeout)?;
         CONNECTED.store(true, Ordering::SeqCst);
         // Not finalised on an error: that waits for other ranks, and whoever hears of the error ends them by MPI_Abort, which is
         // impossible after it.
@@ -171,6 +170,30 @@ impl Drop for Mpi {
 }
 
 /// Starts the thread that watches the deadlines and passes words between ranks.
+/// Initialises MPI, which waits for all ranks. Ends this process if one of them does not come in time: it may hang before it has
+/// anything that others could notice.
+fn meet(env: &LaunchEnv, timeout: Duration) -> Result<(Universe, mpi::Threading), CommError> {
+    let LaunchEnv { rank, world_size, .. } = *env;
+    let (met, waits) = channel::<()>();
+    let end_if_alone = move || {
+        if waits.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
+            complain!(
+                "error: rank {rank} has waited {timeout:?} for the other {} to connect \
+                 (trainer.collective_timeout_secs): one of them hangs or was not started",
+                world_size - 1
+            );
+            // SAFETY: always possible. MPI_Abort is not before MPI is there, and what runs at an ordinary exit waits for it.
+            unsafe { libc::_exit(exit::COMMUNICATION) };
+        }
+    };
+    let deadline = std::thread::Builder::new().name("ilm-meet".into()).spawn(end_if_alone);
+    deadline.map_err(|_| CommError::Start)?;
+    // The watchdog may call MPI_Abort while the main thread is inside a collective.
+    let connected = mpi::initialize_with_threading(mpi::Threading::Multiple);
+    drop(met);
+    connected.ok_or(CommError::Start)
+}
+
 fn watch(rank: usize, timeout: Duration, notices: &Arc<Mutex<Notices>>) -> std::io::Result<Watchdog> {
     let (looks, ends) = (Arc::clone(notices), Arc::clone(notices));
     let look = move || {

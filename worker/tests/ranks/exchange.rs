@@ -126,6 +126,39 @@ fn check_operations(comm: &mut dyn Collectives, way: &str) {
 }
 
 #[test]
+fn gradients_of_few_rows_are_summed() {
+    on_ranks("exchange::gradients_of_few_rows_are_summed", &[2, 3, 4], check_few_rows);
+}
+
+#[test]
+fn gradients_of_few_rows_are_summed_by_messages() {
+    let test = "exchange::gradients_of_few_rows_are_summed_by_messages";
+    let messages = [("OMPI_MCA_btl_vader_single_copy_mechanism", "none")];
+    on_ranks_with(&messages, test, &[2, 3, 4], check_few_rows);
+}
+
+/// Of every twenty rows each rank has one that is not zero, and all have one together: as in an embedding. Here and there many rows
+/// have no zeros, so that messages of all sizes are under way.
+fn check_few_rows(comm: &mut dyn Collectives) {
+    const WIDTH: usize = 768;
+    let (rank, world_size) = (comm.rank(), comm.world_size());
+    let value = |i: usize, rank: usize| match i / WIDTH % 20 {
+        row if row == rank || row == 19 || i / 60_000 % 3 == 1 => Buffers::value(i, rank, 3),
+        _ => 0.0,
+    };
+    let sum = |i: usize| (0..world_size).map(|rank| value(i, rank)).sum::<f32>();
+    let plan = BucketPlan::new(LEN, &[], 200_000, world_size);
+    for op in [ExchangeOp::ReduceScatter, ExchangeOp::AllReduce] {
+        let mut buffers = Buffers::new(comm, LEN);
+        let grads = buffers.grads.host_mut().expect("host memory");
+        grads.iter_mut().enumerate().for_each(|(i, grad)| *grad = value(i, rank));
+        buffers.run(op, &plan);
+        let found = buffers.grads.host().expect("host memory");
+        assert!(plan.parts(rank).flatten().all(|i| found[i] == sum(i)), "{op:?}");
+    }
+}
+
+#[test]
 fn a_gathered_range_is_waited_for_alone() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let test = "exchange::a_gathered_range_is_waited_for_alone";
