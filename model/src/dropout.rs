@@ -3,7 +3,8 @@
 /// Zeroes each element with probability p (on the host in steps of 2^-16) and scales the rest by 1/(1-p).
 ///
 /// An element's fate depends on the seed, its row and its column only, so that a backward pass draws the mask anew instead
-/// of keeping it. The host's masks are drawn here, those of other devices by [`crate::ops::dropout`].
+/// of keeping it. So it is on the host, whose masks are drawn here. Those of other devices ([`crate::ops::dropout`]) depend on the
+/// seed, the shape of the whole tensor and the model of the device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Dropout {
     p: f64,

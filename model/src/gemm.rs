@@ -5,8 +5,8 @@
 //! On the host, products of bf16 go to the processor's matrix unit, or else to MKL's own function, which libtorch brings but does
 //! not ask: both add up and give out f32 and add to what is there, where libtorch's own products are rounded to bf16 and
 //! converted and added in passes of their own. libtorch gives f32 products to MKL, which on processors of other makers than Intel
-//! leaves more than half of their speed unused; there they go to a crate. Where neither MKL nor the processor knows bf16, libtorch would
-//! take such products one number at a time: there the operands are widened to f32 first, which changes no value.
+//! leaves more than half of their speed unused; there they go to a crate, and those of bf16 as well: the operands are widened to f32
+//! first, which changes no value.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
@@ -143,25 +143,13 @@ fn by_torch(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(a.f_mm(b)?.f_to_kind(Kind::Float)?)
 }
 
-/// bf16 operands in f32, if they are on a host whose processor has no instructions for their products.
+/// bf16 operands in f32, if they are on a host that has nothing of ours for their products.
 fn widened(operands: [&Tensor; 2]) -> Result<Option<[Tensor; 2]>> {
     let [a, b] = operands;
-    let is_fast = || knows_bf16() || Products::best().is_some();
-    if a.kind() == Kind::Float || a.device() != Device::Cpu || is_fast() {
+    if a.kind() == Kind::Float || a.device() != Device::Cpu || Products::best().is_some() {
         return Ok(None);
     }
     Ok(Some([a.f_to_kind(Kind::Float)?, b.f_to_kind(Kind::Float)?]))
-}
-
-/// Whether libtorch's products of bf16 use instructions for them.
-#[cfg(target_arch = "x86_64")]
-fn knows_bf16() -> bool {
-    is_x86_feature_detected!("avx512bf16")
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn knows_bf16() -> bool {
-    true
 }
 
 /// Whether the processor is of MKL's own maker.

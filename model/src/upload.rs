@@ -39,8 +39,9 @@ impl Upload {
         if !device.is_cuda() {
             return Ok(Sent(words.f_to_device(device)?));
         }
-        // Only from pinned memory does a copy go on without the host; libtorch keeps that memory until it has been read.
-        Ok(Sent(words.f_pin_memory(device)?.f_to_device_(device, Kind::Int64, true, false)?))
+        // Only from pinned memory does a copy go on without the host; libtorch keeps that memory until it has been read. Its public
+        // function warns of the device that tch always names.
+        Ok(Sent(words.f_internal_pin_memory(device)?.f_to_device_(device, Kind::Int64, true, false)?))
     }
 }
 

@@ -1,5 +1,5 @@
 //! The joint loss by libtorch's operations. Sums stay on the device: what the examples need is sent before, and the host waits once, for
-//! the losses, when all work has been given out.
+//! the losses of all groups.
 
 use std::ops::Range;
 

@@ -157,7 +157,7 @@ impl Prediction {
             micro_batches,
             seconds,
             exchange,
-            activations: largest * activation_bytes_per_token(shape) as f64,
+            activations: largest * activation_bytes_per_token(shape, true) as f64,
             resident,
             examples_per_s,
             tokens_per_s: examples_per_s * rows.visible,
@@ -180,7 +180,7 @@ impl Prediction {
 fn most_tokens(subject: &Subject, hardware: &Hardware, resident: &Resident) -> f64 {
     let experiment = subject.experiment;
     let found = || {
-        let per_token = activation_bytes_per_token(subject.shape);
+        let per_token = activation_bytes_per_token(subject.shape, true);
         let available = hardware.memory.bytes as u64;
         TokenBudget::new(available, resident.device(), per_token, experiment.row_length()).tokens
     };

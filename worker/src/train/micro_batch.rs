@@ -67,7 +67,7 @@ impl TokenLimit {
             Available::OnHost(bytes) => (bytes, resident.total(), Source::Memory),
             Available::OnGpu(bytes) => (bytes, resident.device(), Source::GpuMemory),
         };
-        let per_token = activation_bytes_per_token(model.shape());
+        let per_token = activation_bytes_per_token(model.shape(), sizes.on_gpu);
         let budget = TokenBudget::new(available, resident, per_token, config.row_length());
         let recorded = recorded.and_then(|tokens| usize::try_from(tokens).ok()).filter(|&tokens| tokens > 0);
         let (tokens, source) = match (config.trainer.max_tokens_per_micro_batch, recorded) {
@@ -178,13 +178,16 @@ mod tests {
         let resident = Sizes { elements, vocabulary: 10, world_size: 1, on_gpu: true }.resident(&config);
         assert!(resident.host > 0);
         // Nine tenths are room for what the GPU holds and 1000 tokens.
-        let room = resident.device() + 1000 * activation_bytes_per_token(model.shape());
+        let room = resident.device() + 1000 * activation_bytes_per_token(model.shape(), true);
         let bytes = (room * 10).div_ceil(9);
         let found = limit_on(None, None, Available::OnGpu(bytes));
         assert_eq!((found.tokens, found.source.reason()), (512, "by free memory of the GPUs"));
-        let host = limit(None, None, bytes);
-        assert!(host.tokens < 512, "on a host batches and checkpoint copies are there too: {host:?}");
-        assert_eq!(limit(None, None, bytes + (resident.host * 10).div_ceil(9)).tokens, 512);
+        // On a host a token takes less, and batches and checkpoint copies are there too.
+        let of_tokens = 1000 * activation_bytes_per_token(model.shape(), false);
+        let bytes = |resident: u64| ((resident + of_tokens) * 10).div_ceil(9);
+        let host = limit(None, None, bytes(resident.device()));
+        assert!(host.tokens < 512, "{host:?}");
+        assert_eq!(limit(None, None, bytes(resident.total())).tokens, 512);
     }
 
     #[test]
