@@ -30,7 +30,8 @@ fn quick(bench: &str, arguments: &[&str]) -> Finished {
     run(worker().args(["bench", bench, "--quick", "trainer.threads=1"]).args(arguments)).expect(0)
 }
 
-const STEP: [&str; 7] = [
+const STEP: [&str; 8] = [
+    "exposed_s",
     "examples_per_s",
     "tokens_per_s",
     "useful_flops",

@@ -1,6 +1,6 @@
 //! The training step as training takes it, beside the speed of its matrix products on the same machine at the same time.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use data_pipeline::{Repacker, StepBatch};
 use serde::Serialize;
@@ -22,6 +22,8 @@ struct Line<'a> {
     /// Of one step; the figures below are of the median.
     median_s: f64,
     min_s: f64,
+    /// How long the slowest rank stood still in a step for gradients and parameters of others.
+    exposed_s: f64,
     examples_per_s: f64,
     /// Visible tokens, special ones included.
     tokens_per_s: f64,
@@ -35,7 +37,7 @@ struct Line<'a> {
     peak_rss_mib: f64,
 }
 
-/// Measures the steps of a case: swapping rows, forward, backward, reduction, clipping, AdamW.
+/// Measures the steps of a case: swapping rows, forward, backward, reduction, clipping, AdamW, gathering.
 ///
 /// # Errors
 /// Whatever a step fails with.
@@ -47,9 +49,11 @@ pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     pass(&mut state, case, bench.comm, &mut reducer, &batches, &repacker)?; // warms up
     let peak_rss_mib = peak_rss_mib();
     let mut products = Products::new(state.model.shape(), &mine)?;
-    let mut seconds = Samples::default();
+    let (mut seconds, mut exposed) = (Samples::default(), Samples::default());
     bench.rounds(|comm| {
-        seconds.push(pass(&mut state, case, comm, &mut reducer, &batches, &repacker)?);
+        let passed = pass(&mut state, case, comm, &mut reducer, &batches, &repacker)?;
+        seconds.push(passed.seconds);
+        exposed.push(passed.exposed);
         products.round()
     })?;
 
@@ -66,6 +70,7 @@ pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
         common: bench.common("step", case),
         median_s,
         min_s: seconds.min(),
+        exposed_s: exposed.median(),
         examples_per_s: per_second(work.examples),
         tokens_per_s: per_second(work.tokens),
         useful_flops,
@@ -89,7 +94,14 @@ pub(super) fn start(bench: &mut Bench, case: &Case) -> anyhow::Result<(TrainStat
     Ok((state, reducer))
 }
 
-/// Seconds per step over the given steps.
+/// Of a step, in the mean.
+struct Passed {
+    seconds: f64,
+    exposed: f64,
+}
+
+/// Makes the given steps in a row, as training does: parameters of a step arrive during the next one. So what several ranks make first
+/// is a step that is not counted, and the parameters of the last one are waited for afterwards.
 fn pass(
     state: &mut TrainState,
     case: &Case,
@@ -97,13 +109,22 @@ fn pass(
     reducer: &mut Reducer,
     batches: &[StepBatch],
     repacker: &Repacker,
-) -> anyhow::Result<f64> {
-    comm.barrier("bench pass")?;
-    let start = Instant::now();
-    for batch in batches {
+) -> anyhow::Result<Passed> {
+    let mut make = |comm: &mut dyn Collectives, batch: &StepBatch| {
         let batch = balance_ranks(comm, &case.experiment.trainer, repacker, batch.clone())?;
-        train_step(state, &case.experiment, comm, reducer, &batch, RankFlags::default())?;
+        train_step(state, &case.experiment, comm, reducer, &batch, RankFlags::default())
+    };
+    comm.barrier("bench pass")?;
+    if let Some(last) = batches.last().filter(|_| comm.world_size() > 1) {
+        make(comm, last)?;
     }
+    let (start, mut exposed) = (Instant::now(), Duration::ZERO);
+    for batch in batches {
+        exposed += make(comm, batch)?.global.comm_exposed;
+    }
+    let steps = batches.len().max(1) as f64;
+    let passed =
+        Passed { seconds: start.elapsed().as_secs_f64() / steps, exposed: exposed.as_secs_f64() / steps };
     reducer.finish_gather()?;
-    Ok(start.elapsed().as_secs_f64() / batches.len().max(1) as f64)
+    Ok(passed)
 }
