@@ -188,7 +188,7 @@ pub struct Commit {
 pub struct Committed {
     /// Its directory.
     pub dir: PathBuf,
-    /// Old checkpoints that were removed for it.
+    /// Old checkpoints that were removed for it; none if they could not be looked at.
     pub removed: Vec<PathBuf>,
     /// How long committing and removing took.
     pub took: Duration,
@@ -225,14 +225,17 @@ impl BackgroundCommit {
 }
 
 impl Commit {
-    /// Commits and prunes at once.
+    /// Commits and prunes at once. A checkpoint that is committed stays so if [`Store::prune`] fails, which is warned of.
     ///
     /// # Errors
-    /// As [`Store::commit`] and [`Store::prune`].
+    /// As [`Store::commit`].
     pub fn run(self, store: &mut Store) -> Result<Committed> {
         let started = Instant::now();
         let dir = store.commit(self.staging, self.layout, self.records, self.state)?;
-        let removed = store.prune(&self.config)?;
+        let removed = store.prune(&self.config).unwrap_or_else(|e| {
+            tracing::warn!("old checkpoints stay until the next save: {e}");
+            Vec::new()
+        });
         Ok(Committed { dir, removed, took: started.elapsed() })
     }
 }

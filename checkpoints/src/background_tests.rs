@@ -150,6 +150,24 @@ fn a_commit_that_fails_in_the_background_removes_what_was_staged_and_gives_the_s
 }
 
 #[test]
+fn a_checkpoint_is_committed_though_the_old_ones_cannot_be_pruned() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    save(&mut store, 10, 2, SMALL);
+    let mut writers = writers(2, SMALL);
+    let staging = stage_all(&mut store, &mut writers, 20, SMALL);
+    let records = records(&mut writers);
+    // Refused before anything is looked at.
+    let config = CheckpointConfig { keep_last: 0, ..Default::default() };
+    assert!(store.prune(&config).is_err());
+    let commit = Commit { config, ..commit(staging, records, 20, SMALL) };
+    let (store, committed) = BackgroundCommit::start(store, commit).unwrap().wait();
+    let committed = committed.unwrap();
+    assert_eq!((committed.dir, committed.removed.len()), (store.step_dir(20), 0));
+    assert_eq!(store.list().unwrap(), [10, 20]);
+}
+
+#[test]
 fn a_writer_that_is_dropped_has_finished() {
     let dir = tempfile::tempdir().unwrap();
     let arenas = Arenas::of(1, LEN);

@@ -232,6 +232,21 @@ impl Error {
             _ => Self::Io { action, path, source },
         }
     }
+
+    /// Whether parts of a checkpoint are gone or are not what was written, so that it can never be used again. All else that
+    /// keeps one from being read, like a server that does not answer or a missing permission, says nothing against it.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::NotADirectory { .. }
+                | Self::MissingManifest { .. }
+                | Self::BadManifest { .. }
+                | Self::MissingShard { .. }
+                | Self::WrongSize { .. }
+                | Self::BadChecksum { .. }
+                | Self::BadHeader { .. }
+        )
+    }
 }
 
 #[cfg(test)]

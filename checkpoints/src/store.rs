@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::config::CheckpointConfig;
 use crate::disk;
@@ -21,6 +22,15 @@ use crate::{lock, metrics};
 const STEP: &str = "step-";
 const STAGING: &str = ".tmp-";
 const REPLACED: &str = ".old-";
+
+/// How long is waited before a checkpoint that the system failed to read is read again: five seconds in all, in which a network
+/// file system finds its server again. What lasts longer is for a person.
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(200),
+    Duration::from_millis(600),
+    Duration::from_millis(1400),
+    Duration::from_millis(2800),
+];
 
 /// The checkpoints of one run directory. Reading needs no more than this; the methods that write take a lock for the
 /// life of the store, so that two runs cannot share a directory by mistake.
@@ -58,7 +68,7 @@ impl Staging {
 pub struct Found {
     /// The newest checkpoint of which every byte is right.
     pub checkpoint: Option<Checkpoint>,
-    /// Newer ones that are not, newest first, with the reason.
+    /// Newer ones that are damaged, newest first, with the reason.
     pub rejected: Vec<(PathBuf, Error)>,
 }
 
@@ -104,13 +114,20 @@ impl Store {
     /// Searches from the newest checkpoint down for one of which every byte is right.
     ///
     /// # Errors
-    /// A directory that cannot be read; checkpoints that cannot be used are reported in [`Found::rejected`].
+    /// A directory or a checkpoint that cannot be read, or one of another format version: it may be good, so an older one must
+    /// not take its place. What the system fails to read is tried for some seconds. Damaged checkpoints are reported
+    /// in [`Found::rejected`].
     pub fn newest_valid(&self) -> Result<Found> {
+        self.newest_valid_after(&PAUSES)
+    }
+
+    fn newest_valid_after(&self, pauses: &[Duration]) -> Result<Found> {
         let mut rejected = Vec::new();
         for step in self.list()?.into_iter().rev() {
-            match self.get_verified(step) {
+            match patiently(pauses, || self.get_verified(step)) {
                 Ok(checkpoint) => return Ok(Found { checkpoint: Some(checkpoint), rejected }),
-                Err(e) => rejected.push((self.step_dir(step), e)),
+                Err(e) if e.is_damage() => rejected.push((self.step_dir(step), e)),
+                Err(e) => return Err(e),
             }
         }
         Ok(Found { checkpoint: None, rejected })
@@ -353,6 +370,18 @@ impl Store {
     pub(crate) fn step_dir(&self, step: u64) -> PathBuf {
         self.dir.join(step_name(step))
     }
+}
+
+/// What `attempt` gives in the end: while the system fails to read, it is made again after each pause.
+fn patiently<T>(pauses: &[Duration], mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    for pause in pauses {
+        match attempt() {
+            Err(e @ Error::Io { .. }) => tracing::warn!("a checkpoint is read again soon: {e}"),
+            other => return other,
+        }
+        std::thread::sleep(*pause);
+    }
+    attempt()
 }
 
 /// Writes the manifest into the staging directory, once it is sure that it describes what lies there.

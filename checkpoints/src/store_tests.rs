@@ -83,6 +83,59 @@ fn the_newest_valid_one_wins_and_the_others_are_reported() {
     ));
 }
 
+/// A link to itself fails as a broken disk does, for the superuser too.
+fn make_unreadable(file: &Path) -> PathBuf {
+    let aside = file.with_extension("aside");
+    fs::rename(file, &aside).unwrap();
+    std::os::unix::fs::symlink(file, file).unwrap();
+    aside
+}
+
+#[test]
+fn what_cannot_be_read_is_an_error_and_no_older_one_takes_its_place() {
+    let run = run_with(&[10, 20]);
+    for file in [run.shard(20), run.store.step_dir(20).join(MANIFEST_FILE)] {
+        let aside = make_unreadable(&file);
+        let error = run.store.newest_valid_after(&[Duration::ZERO; 2]).unwrap_err();
+        assert!(matches!(&error, Error::Io { path, .. } if *path == file), "{error}");
+        assert!(error.to_string().ends_with("check the file system and try again"), "{error}");
+        fs::rename(&aside, &file).unwrap();
+        assert_eq!(newest(&run.store), 20);
+    }
+    flip(&run.shard(20), 300, 1);
+    assert_eq!(newest(&run.store), 10, "a damaged one is passed over");
+}
+
+#[test]
+fn a_failure_to_read_is_waited_for_and_damage_is_not() {
+    let tries = |failures: usize, error: &dyn Fn() -> Error| {
+        let mut made = 0;
+        let read = patiently(&[Duration::ZERO; 3], || {
+            made += 1;
+            if made > failures { Ok(made) } else { Err(error()) }
+        });
+        (read.ok(), made)
+    };
+    let error = |kind: io::ErrorKind| Error::io("read", Path::new("shard"), kind.into());
+    let passes = || error(io::ErrorKind::StaleNetworkFileHandle);
+    assert_eq!(tries(2, &passes), (Some(3), 3));
+    assert_eq!(tries(9, &passes), (None, 4));
+    assert_eq!(tries(9, &|| error(io::ErrorKind::PermissionDenied)), (None, 1));
+    assert_eq!(tries(9, &|| Error::MissingShard { path: "shard".into() }), (None, 1));
+    assert_eq!(PAUSES.iter().sum::<Duration>(), Duration::from_secs(5));
+}
+
+#[test]
+fn a_checkpoint_of_a_newer_program_is_not_passed_over() {
+    let run = run_with(&[10, 20]);
+    let path = run.store.step_dir(20).join(MANIFEST_FILE);
+    let text = fs::read_to_string(&path).unwrap();
+    let (body, _) = text.rsplit_once(",\n  \"checksum\"").unwrap();
+    fs::write(&path, crate::manifest::seal(body.replace("\"version\": 2,", "\"version\": 3,"))).unwrap();
+    let error = run.store.newest_valid().unwrap_err();
+    assert!(matches!(error, Error::WrongVersion { found: 3, .. }), "{error}");
+}
+
 #[test]
 fn only_names_of_committed_checkpoints_count() {
     let mut run = run_with(&[7]);

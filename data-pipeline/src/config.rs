@@ -57,7 +57,9 @@ pub struct DataConfig {
     pub epochs: Option<u64>,
     /// Samples over all ranks after which the run ends (none: no end).
     pub max_samples: Option<u64>,
-    /// Global batches whose data is never served, as "a..b" for a to b - 1, counted from the start of the run's data.
+    /// Global batches whose data is never served, as "a..b" for a to b - 1. Batch k begins at position k times
+    /// `global_batch_size`: they count from 0, those that are never served among them, where the steps of a run count from
+    /// 1 and only what was served.
     pub skip_steps: Vec<String>,
     /// Threads that read, tokenise and drop, per rank.
     pub threads: usize,

@@ -122,6 +122,15 @@ impl DataConfig {
         self.skip_steps.iter().map(|steps| parse_steps(steps)).collect()
     }
 
+    /// The value of `skip_steps` that leaves out the data of these positions as well, with `global_batch` samples a step.
+    pub fn skipping(&self, global_batch: usize, positions: Range<u64>) -> Vec<String> {
+        let batch = global_batch.max(1) as u64;
+        let new = positions.start / batch..positions.end.div_ceil(batch);
+        let covers = |old: Range<u64>| new.start <= old.start && old.end <= new.end;
+        let kept = self.skip_steps.iter().filter(|old| !parse_steps(old).is_ok_and(covers));
+        kept.cloned().chain([format!("{}..{}", new.start, new.end)]).collect()
+    }
+
     /// Why a rank decodes row groups again and again; none if those that are open at a time fit `memory_mib`.
     pub fn memory_warning(&self, dataset: &dyn Dataset, world_size: usize) -> Option<String> {
         let lanes = self.canonical_lanes.div_ceil(world_size.max(1));
@@ -295,6 +304,24 @@ fn no_tokenizer() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_to_be_skipped_as_well_is_named_by_its_place_in_the_data() {
+        let config = DataConfig { skip_steps: vec!["1..3".into()], ..DataConfig::default() };
+        let served = |config: &DataConfig| -> Vec<Range<u64>> {
+            config.schedule(10, 1000).unwrap().steps(0).take(4).collect()
+        };
+        let before = served(&config);
+        // The second and the third step of the run are the fourth and the fifth of the data.
+        let skip_steps = config.skipping(10, before[1].start..before[2].end);
+        assert_eq!(skip_steps, ["1..3", "3..5"]);
+        let after = served(&DataConfig { skip_steps, ..config.clone() });
+        assert_eq!(after[..2], [before[0].clone(), before[3].clone()]);
+        // What is skipped already within the new stretch need not be named, and a step is left out as a whole.
+        assert_eq!(config.skipping(10, before[0].start..before[1].end), ["0..4"]);
+        assert_eq!(config.skipping(10, 15..21), ["1..3"]);
+        assert_eq!(config.skipping(10, 25..31), ["1..3", "2..4"]);
+    }
 
     #[test]
     fn a_rank_reads_all_of_its_splits_with_one_reader() {

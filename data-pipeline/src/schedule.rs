@@ -26,7 +26,8 @@ impl Schedule {
         Ok(Self { global_batch: global_batch as u64, skipped: Vec::new(), end: u64::MAX })
     }
 
-    /// Never serves the data of these steps, counted from 0 in global batches of the data without any skipped.
+    /// Never serves the data of these steps. Step k is the positions from k times `global_batch` on, whatever is skipped
+    /// before it: steps of the data count from 0, and are not those that a run has finished.
     pub fn skip(mut self, steps: impl IntoIterator<Item = Range<u64>>) -> Self {
         let position = |step: u64| step.saturating_mul(self.global_batch);
         let steps = steps.into_iter().filter(|steps| !steps.is_empty());

@@ -6,7 +6,9 @@ use std::process::Command;
 
 use test_support::data_dir;
 
-use crate::program::{Finished, mpirun, program, run, tiny_star, worker};
+use crate::program::{
+    Finished, checkpoint_bits, checkpoint_steps, figures, mpirun, program, ranks, run, tiny_star, worker,
+};
 
 const CONFIG: i32 = 2;
 const DATA: i32 = 3;
@@ -75,6 +77,42 @@ fn damage_that_one_rank_meets_ends_all_ranks() {
     assert!(sentence.contains("corrupt_page_data.parquet") && sentence.contains("row group 1"), "{sentence}");
 }
 
+/// Four rows a step, as they lie: the first bad one is row 8, which rank 0 has in the third step. Without the data of that
+/// step it is row 15, which rank 1 has in the third step.
+#[test]
+fn a_bad_row_costs_no_finished_step() {
+    let cases: [(usize, &[&str], &str); 3] =
+        [(1, &[], "at row 8 "), (2, &[], "at row 8 "), (2, &["data.skip_steps=[\"2..3\"]"], "at row 15 ")];
+    for (world_size, settings, place) in cases {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [stopped, whole] = ["stopped", "whole"].map(|name| folder.path().join(name));
+        let train = |run_dir: &Path, on_bad_row: &str| {
+            let mut command = ranks(world_size);
+            command.args(["--experiment", "lm1b_ilm", "model=rotary_tiny", "trainer.threads=1"]);
+            command.args(["block_size=32", "per_device_batch_size=4", "global_batch_size=4"]);
+            command.args(["data.shuffle=false", "trainer.max_steps=5"]).args(settings);
+            command.arg(format!("data.on_bad_row={on_bad_row}"));
+            command.arg(format!("data.train={}", data_dir().join("bad/null_texts.parquet").display()));
+            command.arg(format!("data.tokenizer={}", tokenizer())).arg("--run-dir").arg(run_dir);
+            run(&mut command)
+        };
+        // The second start has nothing new to save.
+        for saves in [true, false] {
+            let finished = train(&stopped, "error").expect(DATA);
+            let (sentence, said) = (finished.sentence(), &finished.stdout);
+            assert!(sentence.contains("null_texts.parquet") && sentence.contains(place), "{sentence}");
+            assert_eq!(said.contains("saved a checkpoint of step 2 in "), saves, "{said}");
+            assert!(said.contains("the run ends after step 2, which is saved"), "{said}");
+            assert_eq!(checkpoint_steps(&stopped), [2]);
+        }
+        train(&stopped, "skip").expect(0);
+        train(&whole, "skip").expect(0);
+        assert_eq!(figures(&stopped, "loss"), figures(&whole, "loss"));
+        assert_eq!(figures(&stopped, "skipped_rows")[..3], [0.0, 0.0, 1.0]);
+        assert!(checkpoint_bits(&stopped, 5) == checkpoint_bits(&whole, 5), "the final states differ");
+    }
+}
+
 #[test]
 fn a_missing_or_broken_tokenizer_is_named() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -124,9 +162,12 @@ fn on_small_disk(setup: &str, folder: &Path) -> Finished {
 #[test]
 fn a_full_disk_is_named() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let sentence =
-        on_small_disk("mount -t tmpfs -o size=128k none \"$D\"", folder.path()).expect(CHECKPOINT).sentence();
+    // Of the checkpoints alone: what a run writes beside them must not meet the full disk first.
+    let setup = "mkdir \"$D\"/checkpoints; mount -t tmpfs -o size=128k none \"$D\"/checkpoints";
+    let finished = on_small_disk(setup, folder.path()).expect(CHECKPOINT);
+    let sentence = finished.sentence();
     assert!(sentence.contains("checkpoints") && sentence.to_lowercase().contains("space"), "{sentence}");
+    assert_eq!(finished.stderr.matches("could not be saved").count(), 2, "{}", finished.stderr);
 }
 
 #[test]

@@ -89,3 +89,22 @@ fn a_folder_that_is_not_there_and_one_without_checkpoints_are_no_good_ones() {
     let said = checkpoints(folder.path(), &["verify"]).expect(4).stdout;
     assert!(said.contains("holds no checkpoint"), "{said}");
 }
+
+#[test]
+fn jobs_that_need_a_checkpoint_say_that_there_is_none() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let [run_dir, weights, new] = ["run", "weights", "new"].map(|name| folder.path().join(name));
+    run(ranks(1).args(tiny_star(&run_dir)).arg("trainer.max_steps=1")).expect(0);
+    fs::remove_dir_all(checkpoint_path(&run_dir, 1)).expect("it is there");
+    let mut jobs = [worker(), worker(), worker(), worker(), worker()];
+    for (job, name) in jobs.iter_mut().zip(["evaluate", "generate", "export", "verify-resume"]) {
+        job.arg(name).arg("--run-dir").arg(&run_dir);
+    }
+    jobs[2].arg("--to").arg(weights);
+    jobs[4].args(tiny_star(&new)).arg("--init-from").arg(&run_dir);
+    for job in &mut jobs {
+        let sentence = run(job).expect(4).sentence();
+        let expected = format!("{} holds no valid checkpoint", run_dir.display());
+        assert!(sentence.contains(&expected), "{sentence}");
+    }
+}

@@ -62,14 +62,14 @@ fn truncate(file: &Path, bytes: u64) {
     opened.and_then(|file| file.set_len(bytes)).expect("the file can be cut");
 }
 
-fn forbid(file: &Path) {
-    fs::set_permissions(file, fs::Permissions::from_mode(0o000)).expect("the file is the test's own");
+fn permit(file: &Path, mode: u32) {
+    fs::set_permissions(file, fs::Permissions::from_mode(mode)).expect("the file is the test's own");
 }
 
 /// A kind of damage: its name, what it does to a run, what is said of the newest checkpoint, and the step that is used.
 type Case = (&'static str, fn(&Path), &'static str, u64);
 
-const CASES: [Case; 14] = [
+const CASES: [Case; 12] = [
     (
         "header",
         |run| flip(&shard(run, LAST, 1), |_| 20),
@@ -124,8 +124,6 @@ const CASES: [Case; 14] = [
         "rank-00000.safetensors is damaged in section",
         2,
     ),
-    ("unreadable shard", |run| forbid(&shard(run, LAST, 1)), "no permission to open", 4),
-    ("unreadable manifest", |run| forbid(&manifest(run)), "no permission to read", 4),
     (
         "more files",
         |run| {
@@ -160,6 +158,30 @@ fn a_damaged_checkpoint_costs_its_steps_and_nothing_else() {
         assert!(checkpoint_bits(&whole, LAST) == checkpoint_bits(&damaged, LAST), "{said}");
         assert_eq!(figures(&whole, "loss"), figures(&damaged, "loss"), "{said}");
     }
+}
+
+/// It may be good, so none takes its place, and nothing of the run is cut to an older one.
+#[test]
+fn a_checkpoint_that_may_not_be_read_ends_the_start_and_costs_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let run_dir = folder.path().join("run");
+    run(&mut train(&run_dir)).expect(0);
+    let losses = figures(&run_dir, "loss");
+    let files = [
+        (shard(&run_dir, LAST, 1), "no permission to open "),
+        (manifest(&run_dir), "no permission to read "),
+    ];
+    for (file, reason) in files {
+        permit(&file, 0o000);
+        let sentence = run(&mut without_privileges(train(&run_dir))).expect(4).sentence();
+        let said = format!("{reason}{}; change its owner or mode", file.display());
+        assert!(sentence.contains(&said), "{sentence}");
+        permit(&file, 0o644);
+    }
+    let resumed = run(&mut train(&run_dir)).expect(0).stdout;
+    let from = format!("resuming from {}", checkpoint_path(&run_dir, LAST).display());
+    assert!(resumed.contains(&from), "{resumed}");
+    assert_eq!(figures(&run_dir, "loss"), losses);
 }
 
 /// Runs the worker on a file system of its own in memory, of `kib` KiB, and again when that has grown; what is there then is

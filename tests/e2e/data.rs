@@ -10,7 +10,7 @@ use test_support::{
 };
 
 use crate::program::{
-    Finished, checkpoint_bits, checkpoint_steps, figures, mpirun, ranks, run, tiny_star, worker,
+    Finished, checkpoint_bits, checkpoint_steps, figures, json_lines, mpirun, ranks, run, tiny_star, worker,
 };
 
 const CHECKPOINT: i32 = 4;
@@ -96,6 +96,9 @@ fn a_mixture_trains_and_the_end_of_the_data_ends_the_run() {
     let finished = run(&mut once).expect(0);
     // 60 rows are 7.5 batches; two are left out.
     assert_eq!(figures(&run_dir, "step").len(), 6);
+    let validated = json_lines(&run_dir.join("validation.jsonl"));
+    assert_eq!(validated.len(), 1, "the last step is validated, which nobody could know before");
+    assert_eq!(validated[0]["step"], 6);
     assert!(finished.stdout.contains("[BOS]") && finished.stdout.contains("dropped"), "{}", finished.stdout);
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::program::{ranks, run, tiny_star};
+use crate::program::{json_lines, ranks, run, tiny_star};
 
 fn train(run_dir: &Path) {
     let mut command = ranks(1);
@@ -99,4 +99,26 @@ fn a_validation_that_a_crash_cut_off_is_made_up() {
     assert_eq!(fs::read_to_string(&path).expect("it is there"), whole);
     train();
     assert_eq!(fs::read_to_string(&path).expect("it is there"), whole, "and only once");
+}
+
+#[test]
+fn the_last_step_is_validated_once_whatever_the_interval() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let settings = ["trainer.val_check_interval=2", "data.star.validation_size=10"];
+    let path = folder.path().join("validation.jsonl");
+    let validated = |last: u64| -> Vec<u64> {
+        let mut command = ranks(2);
+        command.args(tiny_star(folder.path())).args(settings).arg(format!("trainer.max_steps={last}"));
+        run(&mut command).expect(0);
+        json_lines(&path).iter().map(|line| line["step"].as_u64().expect("a step")).collect()
+    };
+    assert_eq!(validated(5), [2, 4, 5]);
+    assert_eq!(validated(5), [2, 4, 5], "a finished run is not validated again");
+    let whole = fs::read_to_string(&path).expect("it is there");
+    // as if the run had been killed between the last checkpoint and its validation
+    let cut: String = whole.lines().take(2).flat_map(|line| [line, "\n"]).collect();
+    fs::write(&path, cut).expect("a writable folder");
+    assert_eq!(validated(5), [2, 4, 5]);
+    assert_eq!(fs::read_to_string(&path).expect("it is there"), whole);
+    assert_eq!(validated(7), [2, 4, 5, 6, 7], "a longer run goes on from there");
 }

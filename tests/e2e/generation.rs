@@ -117,6 +117,72 @@ fn prompts_and_gaps_come_from_files() {
     command.arg("generate").arg("--run-dir").arg(folder.path()).args(["--prompts", &bad]);
     let sentence = run(&mut command).expect(3).sentence();
     assert!(sentence.contains("line 2") && sentence.contains("'x'"), "{sentence}");
+
+    let long = file("long.txt", "1 2\n1 2 3 4 5 6\n");
+    let mut command = worker();
+    command.arg("generate").arg("--run-dir").arg(folder.path()).args(["--prompts", &long]);
+    let sentence = run(command.arg("predictor.max_length=8")).expect(3).sentence();
+    assert!(sentence.contains("line 2") && sentence.contains("has 8 tokens"), "{sentence}");
+}
+
+#[test]
+fn other_requests_and_settings_have_files_of_their_own() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    train(folder.path(), &[]);
+    let prompts = ["1 2", "3 4"].map(|line| {
+        let path = folder.path().join(format!("{line}.txt"));
+        fs::write(&path, line).expect("a writable folder");
+        path.display().to_string()
+    });
+    let names_after = |extra: &[&str]| -> Vec<String> {
+        let mut command = worker();
+        command.arg("generate").arg("--run-dir").arg(folder.path()).args(extra);
+        run(&mut command).expect(0);
+        let entries = fs::read_dir(folder.path().join("generations")).expect("a folder of texts");
+        entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+    };
+    let first = names_after(&["--num", "2"]);
+    assert!(first.len() == 1 && first[0].starts_with("step-000000003-unconditional-"), "{first:?}");
+    // neither parts nor a lock stay, and what changes no text changes no name
+    assert_eq!(names_after(&["--num", "2", "per_device_batch_size=1"]), first);
+    let others = [
+        &["--num", "3"][..],
+        &["--num", "2", "seed=2"],
+        &["--num", "2", "--raw-weights"],
+        &["--prompts", &prompts[0]],
+        &["--prompts", &prompts[1]],
+    ];
+    for (files, extra) in (2..).zip(others) {
+        assert_eq!(names_after(extra).len(), files, "{extra:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_generated_or_written_is_refused_before_it_begins() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    train(folder.path(), &[]);
+    let refused = |output: &Path, extra: &[&str], code: i32| {
+        let mut command = worker();
+        command.arg("generate").arg("--run-dir").arg(folder.path()).args(["--num", "2"]).args(extra);
+        run(command.arg("--output").arg(output)).expect(code).sentence()
+    };
+    let texts = folder.path().join("texts.jsonl");
+    let sentence = refused(&texts, &["per_device_batch_size=0"], 2);
+    assert!(sentence.contains("per_device_batch_size = 0"), "{sentence}");
+
+    let pipe = folder.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a file system with pipes");
+    for output in [pipe.as_path(), folder.path()] {
+        let sentence = refused(output, &[], 2);
+        assert!(sentence.contains("--output") && sentence.contains("name a file"), "{sentence}");
+        assert!(!fs::metadata(output).expect("it is still there").is_file());
+    }
+
+    let lock = fs::File::create(folder.path().join("texts.jsonl.part-lock")).expect("a writable folder");
+    lock.lock().expect("a file system with locks");
+    let sentence = refused(&texts, &[], 4);
+    assert!(sentence.contains("texts.jsonl: another process is writing it"), "{sentence}");
+    assert!(!texts.exists() && !folder.path().join("texts.jsonl.part-0").exists());
 }
 
 #[test]

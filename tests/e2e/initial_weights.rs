@@ -1,5 +1,6 @@
 //! `--init-from`: a new run with the weights of another one.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -90,4 +91,54 @@ fn a_run_that_was_begun_goes_on_from_its_own_checkpoint() {
         .arg("--init-from")
         .arg(path("source")));
     other.expect(4).sentence();
+}
+
+/// A setting, and what is said of weights that were trained without it.
+const OTHER_NETWORKS: [(&str, &str); 3] = [
+    ("model.nhead=1", "model.nhead = 2, not 1"),
+    ("model.activation=gelu", "model.activation = relu, not gelu"),
+    ("model.layer_norm_eps=0.5", "model.layer_norm_eps = 0.00001, not 0.5"),
+];
+
+#[test]
+fn weights_are_not_taken_for_those_of_another_network() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name);
+    let (source, weights, imported) = (path("source"), path("weights"), path("imported"));
+    run(&mut command(1, &source, 2, "1e-3")).expect(0);
+    run(worker().arg("export").arg("--run-dir").arg(&source).arg("--to").arg(&weights)).expect(0);
+    let mut import = worker();
+    import.args(["import", "--experiment", "star_easy_ilm", "--from"]).arg(&weights);
+    run(import.arg("--run-dir").arg(&imported)).expect(0);
+    let start = |run_dir: &Path, steps: u64, setting: &str, from: Option<&Path>| {
+        let mut command = command(1, run_dir, steps, "1e-3");
+        command.args(["model.max_length=42", setting]);
+        if let Some(from) = from {
+            command.arg("--init-from").arg(from);
+        }
+        run(&mut command)
+    };
+    for (setting, expected) in OTHER_NETWORKS {
+        let refused = [
+            start(&path("new"), 1, setting, Some(&source)),
+            start(&path("new"), 1, setting, Some(&weights)),
+            start(&source, 3, setting, None),
+            start(&imported, 1, setting, None),
+        ];
+        for finished in refused {
+            let sentence = finished.expect(4).sentence();
+            assert!(sentence.contains(expected), "{sentence}");
+        }
+        assert!(!path("new").exists(), "something was written");
+        let mut generate = worker();
+        generate.args(["generate", "--num", "1", setting, "--run-dir"]).arg(&source);
+        let sentence = run(&mut generate).expect(4).sentence();
+        assert!(sentence.contains(expected), "{sentence}");
+    }
+    // How a model begins is no part of the network, and weights that say nothing of theirs are taken as they are.
+    for run_dir in [&source, &imported] {
+        start(run_dir, 3, "model.identical_layers=true", None).expect(0);
+    }
+    fs::remove_file(weights.join("config.json")).expect("it is there");
+    start(&path("new"), 1, "model.activation=gelu", Some(&weights)).expect(0);
 }

@@ -8,6 +8,7 @@ mod data;
 mod devices;
 mod elastic;
 mod evaluation;
+mod failing_saves;
 mod failure;
 mod generation;
 mod golden_coverage;

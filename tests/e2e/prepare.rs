@@ -64,7 +64,7 @@ fn neither_threads_nor_a_kill_change_the_shards() {
 fn several_ranks_are_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let output = folder.path().join("tokens");
-    let mut jobs = [mpirun(2), mpirun(2)];
+    let mut jobs = [mpirun(2), mpirun(2), mpirun(2)];
     jobs[0].args(["prepare", "--experiment", "lm1b_ilm", "--output"]);
     jobs[1].args([
         "train-tokenizer",
@@ -76,6 +76,7 @@ fn several_ranks_are_refused_before_anything_is_written() {
         "600",
         "--output",
     ]);
+    jobs[2].args(["import", "--experiment", "lm1b_ilm", "--from", "weights", "--run-dir"]);
     for job in &mut jobs {
         job.arg(&output).arg(format!("data.train={}", path("lm1b-mini/train-*.parquet")));
         job.arg(format!("data.tokenizer={}", path("tokenizers/bert-base-uncased/tokenizer.json")));

@@ -1,5 +1,6 @@
 //! Steps that are not finite, and spikes, change nothing; the run goes on, and goes on alike after a kill.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -56,6 +57,19 @@ fn spikes_are_skipped_alike_with_and_without_a_kill() {
     }
 }
 
+/// The setting that the sentence advises, as a shell gives it to the program.
+fn advised(sentence: &str) -> String {
+    let value = sentence.split_once("data.skip_steps='").and_then(|(_, rest)| rest.split_once('\''));
+    format!("data.skip_steps={}", value.expect("a value in quotes").0)
+}
+
+/// Positions of the batch that a run ended at.
+fn ended_at(run_dir: &Path, step: u64, world_size: usize) -> BTreeSet<u64> {
+    let rows = |rank| json_lines(&run_dir.join(format!("dumps/step-{step:09}/rank-{rank}.jsonl")));
+    let positions = (0..world_size).flat_map(rows).map(|row| row["position"].as_u64());
+    positions.map(|position| position.expect("a position")).collect()
+}
+
 /// Weights with one NaN make every loss one.
 #[test]
 fn steps_that_are_not_finite_leave_weights_moments_and_average_as_they_are() {
@@ -70,21 +84,29 @@ fn steps_that_are_not_finite_leave_weights_moments_and_average_as_they_are() {
     fs::write(&file, bytes).expect("a writable file");
     for world_size in [1, 2] {
         let run_dir = path(&format!("on-{world_size}"));
-        let go = |steps: u64| {
+        let go = |steps: u64, settings: &[&str]| {
             let mut command = ranks(world_size);
             command.args(tiny_star(&run_dir)).arg("--init-from").arg(path("weights"));
             command.args(["trainer.max_skipped_steps_in_row=9", "checkpoint.every_n_steps=1"]);
-            run(command.arg(format!("trainer.max_steps={steps}")))
+            run(command.arg(format!("trainer.max_steps={steps}")).args(settings))
         };
-        let finished = go(2).expect(0);
+        let finished = go(2, &[]).expect(0);
         assert!(finished.stdout.contains("(update skipped)"), "{}", finished.stdout);
         let first = checkpoint_bits(&run_dir, 1);
         assert!(first["exp_avg"].iter().chain(&first["exp_avg_sq"]).all(|&byte| byte == 0), "moments moved");
         assert!(first["ema"] == first["master"], "the average moved");
         assert!(first == checkpoint_bits(&run_dir, 2), "a skipped step changed something");
         // The count goes on over a restart: nine may be skipped, the tenth ends the run.
-        let ended = go(20).expect(6);
-        assert!(ended.sentence().contains("step 10 gave loss NaN"), "{}", ended.stderr);
+        let sentence = go(20, &[]).expect(6).sentence();
+        assert!(sentence.contains("step 10 gave loss NaN"), "{sentence}");
         assert_eq!(last_step(&run_dir), 9);
+        assert_eq!(ended_at(&run_dir, 10, world_size), (72..80).collect());
+        // With the advised setting the run is not given the data of these ten steps again, but the next.
+        let advice = advised(&sentence);
+        assert_eq!(advice, "data.skip_steps=[\"0..10\"]");
+        let sentence = go(20, &[&advice]).expect(6).sentence();
+        assert!(sentence.contains("step 10 gave loss NaN"), "{sentence}");
+        assert_eq!(ended_at(&run_dir, 10, world_size), (80..88).collect());
+        assert_eq!(advised(&sentence), "data.skip_steps=[\"0..11\"]");
     }
 }

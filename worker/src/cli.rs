@@ -222,7 +222,7 @@ pub struct GenerateArgs {
     /// What marks a gap in a line of --infill.
     #[arg(long, value_name = "STRING", default_value = "<blank>")]
     pub blank: String,
-    /// File to write, a JSON object a line [default: generations/step-N-KIND.jsonl in the run directory].
+    /// File to write, a JSON object a line [default: generations/step-N-KIND-HASH.jsonl in the run directory].
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }

@@ -15,7 +15,7 @@ use crate::config::ConfigError;
 use crate::device::DeviceError;
 use crate::generate::RequestError;
 use crate::run_dir::RunDirError;
-use crate::train::{Incompatible, NonFinite, PeerFailed};
+use crate::train::{Incompatible, NoCheckpoint, NonFinite, OtherNetwork, OtherTokenizer, SaveFailed};
 
 /// All went well.
 pub const OK: i32 = 0;
@@ -53,7 +53,9 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
         (cause.is::<ConfigError>() || cause.is::<DeviceError>(), USAGE),
         (cause.is::<ilm_model::Error>() || cause.is::<BenchError>(), USAGE),
         (cause.is::<checkpoints::Error>() || cause.is::<RunDirError>(), CHECKPOINT),
-        (cause.is::<Incompatible>() || cause.is::<PeerFailed>(), CHECKPOINT),
+        (cause.is::<Incompatible>() || cause.is::<SaveFailed>(), CHECKPOINT),
+        (cause.is::<OtherNetwork>() || cause.is::<OtherTokenizer>(), CHECKPOINT),
+        (cause.is::<NoCheckpoint>(), CHECKPOINT),
         (cause.is::<RequestError>(), DATA),
         (cause.is::<CommError>(), COMMUNICATION),
         (cause.is::<NonFinite>(), NON_FINITE),

@@ -133,18 +133,33 @@ fn stays(name: &str) -> bool {
     name.starts_with("previous-") || ["logs", "heartbeats", "launcher.json", "index"].contains(&name)
 }
 
-/// Writes `content` to `path` so that a reader sees the old or the new file, never a part.
+/// Whether there is something that no file may take the place of: a folder, a device, a pipe.
+pub fn is_taken(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| !found.is_file())
+}
+
+/// Writes `content` to `path` so that a reader sees the old or the new file, never a part. A link stays, and leads to the new file.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If the disk refuses, or something else than a file is there.
 pub fn replace_file(path: &Path, content: &str) -> Result<(), RunDirError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(RunDirError::new("create", folder))?;
     }
-    let temporary = path.with_extension("tmp");
+    if is_taken(path) {
+        let other = io::Error::other("it is a folder, a device or a pipe, not a file");
+        return Err(RunDirError::new("write", path)(other));
+    }
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut temporary = target.clone().into_os_string();
+    temporary.push(".tmp");
     let written = fs::File::create(&temporary)
         .and_then(|mut file| file.write_all(content.as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&temporary, path));
+        .and_then(|()| fs::rename(&temporary, &target));
+    if written.is_err() {
+        // What is said is why it could not be written; a part of it is of no use.
+        let _ = fs::remove_file(&temporary);
+    }
     written.map_err(RunDirError::new("write", path))
 }
 
@@ -246,6 +261,28 @@ mod tests {
             assert_eq!(fs::read_to_string(aside.join("metrics.jsonl")).unwrap(), format!("run {number}"));
         }
         assert!(!run_dir.metrics().exists());
+    }
+
+    #[test]
+    fn only_a_file_is_replaced_and_only_by_way_of_a_name_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("texts.tmp"), "another's").unwrap();
+        fs::write(at("texts.jsonl"), "old").unwrap();
+        std::os::unix::fs::symlink(at("texts.jsonl"), at("link.jsonl")).unwrap();
+        replace_file(&at("link.jsonl"), "new").unwrap();
+        assert!(at("link.jsonl").is_symlink());
+        assert_eq!(fs::read_to_string(at("texts.jsonl")).unwrap(), "new");
+        assert_eq!(fs::read_to_string(at("texts.tmp")).unwrap(), "another's");
+
+        fs::create_dir(at("folder")).unwrap();
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for name in ["folder", "pipe"] {
+            let sentence = replace_file(&at(name), "new").unwrap_err().to_string();
+            assert!(sentence.contains(name) && sentence.contains("not a file"), "{sentence}");
+            assert!(is_taken(&at(name)));
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5);
     }
 
     #[test]

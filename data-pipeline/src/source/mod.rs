@@ -4,6 +4,7 @@ mod cache;
 mod local;
 mod location;
 mod remote;
+mod retry;
 mod store;
 mod url;
 
@@ -235,6 +236,11 @@ fn read_remote(
 }
 
 fn read_local(path: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+    retry::patiently(|| try_local(path, ranges), std::thread::sleep)
+}
+
+/// One try. The file is opened for it: a handle that a server no longer knows stays unknown.
+fn try_local(path: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
     let io = |action| move |source| Error::Io { action, path: path.to_owned(), source };
     let file = File::open(path).map_err(io("open"))?;
     let read = |range: &Range<u64>| {

@@ -3,21 +3,16 @@
 use std::{
     ops::Range,
     sync::{Arc, LazyLock},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::{TryStreamExt, future::try_join_all};
 use object_store::{Error as StoreError, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, path::Path};
 use tokio::{runtime::Runtime, sync::Semaphore};
-use xxhash_rust::xxh3::xxh3_64;
 
-use super::StoreConfig;
+use super::{StoreConfig, retry::pause};
 use crate::error::{Error, Result};
 
-/// The pause before the second try; it doubles from try to try.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Characters of a server's answer that a message repeats.
 const LONGEST_REASON: usize = 300;
 
@@ -180,13 +175,6 @@ fn reason(text: &str) -> String {
     line.trim_end_matches([':', ' ']).to_owned()
 }
 
-/// Ranks that failed together must not come back together: the pause is spread by what was asked and by whom.
-fn pause(what: &str, tries: usize) -> Duration {
-    let longest = FIRST_PAUSE.saturating_mul(1 << (tries - 1).min(16)).min(LONGEST_PAUSE);
-    let mark = xxh3_64(format!("{what} {tries} {}", std::process::id()).as_bytes());
-    longest.mul_f64(0.5 + 0.5 * (mark as f64 / u64::MAX as f64))
-}
-
 /// The threads that wait for the network, shared by all stores of the process.
 fn runtime() -> Result<&'static Runtime> {
     static RUNTIME: LazyLock<std::io::Result<Runtime>> = LazyLock::new(|| {
@@ -202,15 +190,6 @@ fn runtime() -> Result<&'static Runtime> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pauses_double_up_to_a_bound_and_differ() {
-        for (tries, longest) in [(1, 100), (2, 200), (4, 800), (9, 10_000), (60, 10_000)] {
-            let pause = pause("x", tries).as_millis();
-            assert!(pause >= longest / 2 && pause <= longest, "{tries}: {pause}");
-        }
-        assert_ne!(pause("read 1", 3), pause("read 2", 3));
-    }
 
     #[test]
     fn what_a_server_refuses_is_not_asked_again() {

@@ -172,7 +172,7 @@ pub struct TrainerConfig {
     pub ema_decay: Option<f64>,
     /// Optimizer steps between two log lines.
     pub log_every_n_steps: u64,
-    /// Optimizer steps between two validations; none never validates.
+    /// Optimizer steps between two validations; the last step of a run is validated as well. None never validates.
     pub val_check_interval: Option<u64>,
     /// Most visible tokens of one forward and backward pass of a rank; none takes what memory allows, and in a resumed run
     /// what it had before. A longer row is a pass of its own.

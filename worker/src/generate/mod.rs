@@ -1,14 +1,16 @@
 //! Generating texts with a trained model, shared by all ranks.
 
+mod lock;
 mod partial;
 mod record;
 mod requests;
 
 use ilm_model::Model;
 
-pub use self::partial::{Partial, PartialFile};
+pub use self::lock::OutputLock;
+pub use self::partial::{Partial, PartialFile, digest};
 pub use self::record::{Record, Summary};
-pub use self::requests::{Request, RequestError, Source, requests};
+pub use self::requests::{Limits, Request, RequestError, Source, requests};
 use crate::assembly::Assembly;
 use crate::comm::{Buffer, Collectives, ReduceOp};
 use crate::config::Experiment;

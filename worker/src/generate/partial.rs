@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use super::lock::OutputLock;
 use super::record::Record;
 use super::requests::Request;
 use crate::run_dir::{JsonLines, RunDirError, replace_file};
+use crate::say;
 
 /// The files of finished texts, one of each rank.
 #[derive(Debug)]
@@ -27,41 +29,69 @@ struct Line {
 }
 
 impl Partial {
-    /// The files beside `output`, for texts that `settings` and the requests decide on.
-    ///
-    /// # Errors
-    /// Settings that are not JSON.
-    pub fn new(output: &Path, settings: &impl Serialize) -> Result<Self, serde_json::Error> {
-        Ok(Self { output: output.to_owned(), settings: serde_json::to_string(settings)? })
+    /// The files beside `output`, for texts that `settings`, in JSON, and the requests decide on.
+    pub fn new(output: &Path, settings: &str) -> Self {
+        Self { output: output.to_owned(), settings: settings.to_owned() }
     }
 
-    /// The finished texts of these requests, whose ids count from 0, in order; they are moved to rank 0's file, and what is of other
-    /// settings is lost.
+    /// Makes this process the one that writes the output and the files beside it.
+    ///
+    /// # Errors
+    /// If another one does, or the disk refuses.
+    pub fn lock(&self) -> Result<OutputLock, RunDirError> {
+        OutputLock::take(self.output.with_file_name(format!("{}lock", self.name())), &self.output)
+    }
+
+    /// The finished texts of these requests, whose ids count from 0, in order; they are moved to rank 0's file. A file that holds
+    /// anything else is kept under another name, which is said.
     ///
     /// # Errors
     /// If the disk refuses.
     pub fn take(&self, requests: &[Request]) -> Result<Vec<Record>, RunDirError> {
-        let mut found = BTreeMap::new();
-        let files = self.files()?;
-        for path in &files {
-            let bytes = fs::read(path).map_err(RunDirError::new("read", path))?;
-            // a line that a crash cut off is no line
-            let lines = String::from_utf8_lossy(&bytes);
-            for line in lines.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()) {
-                let request = requests.get(line.record.id as usize);
-                if request.is_some_and(|request| self.key(request) == line.key) {
-                    found.insert(line.record.id, line);
-                }
-            }
+        let (mut found, mut known, mut strange) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for path in self.files()? {
+            let files = if self.collect(&path, requests, &mut found)? { &mut known } else { &mut strange };
+            files.push(path);
+        }
+        for path in &strange {
+            set_aside(path)?;
         }
         let own = self.path(0);
         let lines: Result<Vec<String>, _> = found.values().map(serde_json::to_string).collect();
         let lines = lines.map_err(|error| RunDirError::new("write", &own)(error.into()))?;
         replace_file(&own, &lines.iter().flat_map(|line| [line, "\n"]).collect::<String>())?;
-        for path in files.iter().filter(|path| **path != own) {
+        for path in known.iter().filter(|path| **path != own) {
             fs::remove_file(path).map_err(RunDirError::new("remove", path))?;
         }
         Ok(found.into_values().map(|line| line.record).collect())
+    }
+
+    /// Adds the texts of these requests that are in a file to those that were found; the result is whether nothing else is in it.
+    fn collect(
+        &self,
+        path: &Path,
+        requests: &[Request],
+        found: &mut BTreeMap<u64, Line>,
+    ) -> Result<bool, RunDirError> {
+        let bytes = fs::read(path).map_err(RunDirError::new("read", path))?;
+        let mut is_known = true;
+        for text in String::from_utf8_lossy(&bytes).split_inclusive('\n') {
+            match serde_json::from_str::<Line>(text) {
+                Ok(line) if self.is_of(&line, requests) => {
+                    found.insert(line.record.id, line);
+                }
+                // a line that a crash cut off is no line
+                Err(_) if !text.ends_with('\n') => {}
+                _ => is_known = false,
+            }
+        }
+        Ok(is_known)
+    }
+
+    /// Whether a text is one of these requests, made with these settings.
+    fn is_of(&self, line: &Line, requests: &[Request]) -> bool {
+        let request = requests.get(line.record.id as usize);
+        request.is_some_and(|request| self.key(request) == line.key)
     }
 
     /// This rank's file, to be appended to: rank 0's behind what [`Partial::take`] found, others' from the start.
@@ -122,6 +152,33 @@ impl Partial {
     }
 }
 
+/// Moves a file to a free name beside it.
+fn set_aside(path: &Path) -> Result<(), RunDirError> {
+    let named = |number: usize| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".old-{number}"));
+        PathBuf::from(name)
+    };
+    let mut number = 1;
+    while named(number).exists() {
+        number += 1;
+    }
+    let aside = named(number);
+    fs::rename(path, &aside).map_err(RunDirError::new("move", path))?;
+    say!("{} has texts of other requests or settings; it is kept as {}", path.display(), aside.display());
+    Ok(())
+}
+
+/// A short name of these requests and settings, which others do not have.
+pub fn digest(settings: &str, requests: &[Request]) -> String {
+    let mut hash = Xxh3::new();
+    hash.update(settings.as_bytes());
+    for request in requests {
+        hash.update(format!(" {request:?}").as_bytes());
+    }
+    format!("{:08x}", hash.digest() >> 32)
+}
+
 /// A rank's own file.
 #[derive(Debug)]
 pub struct PartialFile<'a> {
@@ -164,7 +221,7 @@ mod tests {
     #[test]
     fn texts_of_all_ranks_are_found_if_settings_and_request_are_theirs() {
         let folder = tempfile::tempdir().unwrap();
-        let partial = |seed: u64| Partial::new(&folder.path().join("texts.jsonl"), &seed).unwrap();
+        let partial = |seed: u64| Partial::new(&folder.path().join("texts.jsonl"), &seed.to_string());
         let requests: Vec<Request> = (0..5).map(|id| request(id, 9)).collect();
         let ids = |found: Vec<Record>| found.iter().map(|record| record.id).collect::<Vec<_>>();
         assert!(partial(1).take(&requests).unwrap().is_empty());
@@ -185,5 +242,21 @@ mod tests {
         assert!(partial(2).take(&requests).unwrap().is_empty());
         partial(2).remove(0).unwrap();
         assert!(partial(2).files().unwrap().is_empty() && folder.path().join("texts.jsonl.part-x").exists());
+
+        // what was of other requests, and then of other settings, is still there
+        for (number, expected) in [(2, &[1, 3][..]), (1, &[1, 2, 3, 4])] {
+            let kept = folder.path().join(format!("texts.jsonl.part-0.old-{number}"));
+            fs::rename(kept, partial(1).path(0)).unwrap();
+            assert_eq!(ids(partial(1).take(&requests).unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn requests_and_settings_have_names_of_their_own() {
+        let requests = [request(0, 9), request(1, 9)];
+        let name = digest("1", &requests);
+        assert!(name.len() == 8 && name == digest("1", &requests), "{name}");
+        let others = [digest("2", &requests), digest("1", &requests[..1]), digest("1", &[request(0, 8)])];
+        assert!(!others.contains(&name), "{name} {others:?}");
     }
 }

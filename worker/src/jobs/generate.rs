@@ -4,12 +4,16 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use anyhow::bail;
+
 use super::offline::Offline;
 use crate::cli::GenerateArgs;
 use crate::comm::Collectives;
 use crate::exit;
-use crate::generate::{Partial, Record, Request, Source, Summary, generate as generate_all, requests};
-use crate::run_dir::replace_file;
+use crate::generate::{
+    Limits, Partial, Record, Request, Source, Summary, digest, generate as generate_all, requests,
+};
+use crate::run_dir::{is_taken, replace_file};
 use crate::say;
 use crate::signals::StopRequest;
 use crate::vitals::{self, Phase};
@@ -28,14 +32,24 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<i32> {
         (None, Some(path)) => (Source::Infill { path, blank: &args.blank }, "infill"),
         (None, None) => (Source::Unconditional(args.num), "unconditional"),
     };
-    let assembly = &offline.assembly;
-    let wanted = requests(source, offline.config.data.task, &assembly.tokenizer, assembly.special_ids())?;
+    args.output.as_deref().map_or(Ok(()), check_output)?;
+    let Offline { config, assembly, .. } = &offline;
     // Settings that fit no model are refused before the ranks connect.
-    assembly.predictor(&offline.config)?;
+    assembly.predictor(config)?;
+    let limits = Limits::new(&config.predictor, &assembly.model_shape(config));
+    let wanted = requests(source, config.data.task, &assembly.tokenizer, assembly.special_ids(), limits)?;
     let (rank, world_size) = offline.rank_and_world_size();
     let mut comm = offline.connect()?;
     let generation = Generation { offline, requests: wanted, kind, output: args.output.clone(), stop };
     generation.run(&mut *comm).or_else(|error| exit::fail(&error, rank, world_size))
+}
+
+/// Refuses what the texts cannot be written to, before there are any.
+fn check_output(output: &Path) -> anyhow::Result<()> {
+    if output.file_name().is_none() || is_taken(output) {
+        bail!("--output {} is a folder, a device or a pipe; name a file to write", output.display());
+    }
+    Ok(())
 }
 
 /// What was opened before the ranks connected.
@@ -53,11 +67,14 @@ impl Generation<'_> {
         self.offline.show_life(comm, &self.stop);
         let loaded = self.offline.load(comm)?;
         let _phase = vitals::phase(Phase::Generate);
-        let (rank, output) = (comm.rank(), self.output(loaded.run.step));
+        let rank = comm.rank();
         // The run's state holds the digest of all of its steps, so no two models share it.
-        let precision = config.trainer.precision;
-        let settings = (&config.predictor, config.seed, &loaded.run, loaded.weights, precision);
-        let partial = Partial::new(&output, &settings)?;
+        let (lengths, precision) = (config.max_length(), config.trainer.precision);
+        let settings = (&config.predictor, lengths, config.seed, &loaded.run, loaded.weights, precision);
+        let settings = serde_json::to_string(&settings)?;
+        let output = self.output(loaded.run.step, &settings);
+        let partial = Partial::new(&output, &settings);
+        let _lock = if rank == 0 { Some(partial.lock()?) } else { None };
         let mut records = if rank == 0 { partial.take(&self.requests)? } else { Vec::new() };
         let wanted = self.missing(&records, comm)?;
         let started = Instant::now();
@@ -103,9 +120,11 @@ impl Generation<'_> {
         Ok(self.requests.iter().filter(|request| !done.contains(&request.prompt.id)).collect())
     }
 
-    fn output(&self, step: u64) -> PathBuf {
+    /// Other requests or settings have another file, so that none is written over by chance.
+    fn output(&self, step: u64, settings: &str) -> PathBuf {
         let default = || {
-            let name = format!("step-{step:09}-{}.jsonl", self.kind);
+            let digest = digest(settings, &self.requests);
+            let name = format!("step-{step:09}-{}-{digest}.jsonl", self.kind);
             self.offline.run_dir.generations().join(name)
         };
         self.output.clone().unwrap_or_else(default)

@@ -6,6 +6,7 @@ use checkpoints::weights::{Architecture, ReferenceConfig, WeightsFile};
 use ilm_model::{Model, ModelClass};
 use tch::Device;
 
+use super::prepare::refuse_ranks;
 use crate::assembly::Assembly;
 use crate::cli::ImportArgs;
 use crate::comm::Solo;
@@ -18,8 +19,10 @@ use crate::{exit, reference};
 /// Runs the job; the result is the exit code.
 ///
 /// # Errors
-/// Files that are no weights of the reference, settings that do not fit them, a run directory that is in use.
+/// Several ranks; files that are no weights of the reference; settings that do not fit them; a run directory that is in
+/// use.
 pub fn import(args: &ImportArgs) -> anyhow::Result<i32> {
+    refuse_ranks("import")?;
     let named = &args.experiment;
     let file = WeightsFile::open(&args.from)?;
     let architecture = architecture(&file, &named.overrides)?;
@@ -96,6 +99,7 @@ fn write(run_dir: RunDir, resolved: &Resolved, model: Model, assembly: &Assembly
     let facts = RunFacts {
         seed: config.seed,
         num_embeddings: assembly.tokenizer.vocab_size() as u64,
+        tokenizer: assembly.tokenizer.fingerprint(),
         config_hash: resolved.hash(),
         dataset_fingerprint: RunFacts::NO_DATA_YET.to_owned(),
         order: Default::default(),

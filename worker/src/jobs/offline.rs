@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use checkpoints::{Checkpoint, RunState, Store};
 use ilm_model::Model;
 use serde::Serialize;
@@ -16,7 +16,7 @@ use crate::config::{self, Experiment};
 use crate::device::RankDevice;
 use crate::run_dir::RunDir;
 use crate::signals::StopRequest;
-use crate::train::{check_model, checkpoint_layout, find_checkpoint, has_average, load_weights};
+use crate::train::{NoCheckpoint, check_model, check_tokenizer, find_checkpoint, has_average, load_weights};
 use crate::{telemetry, threads, vitals};
 
 /// A run, opened before the ranks connect.
@@ -57,11 +57,12 @@ impl fmt::Display for Weights {
 }
 
 impl<'a> Offline<'a> {
-    /// Reads the run's configuration and opens its tokenizer.
+    /// Reads and checks the run's configuration and opens its tokenizer.
     pub(super) fn open(args: &'a CheckpointArgs) -> anyhow::Result<Self> {
         let (run_dir, step) = place_of(args)?;
         let run_dir = RunDir::new(run_dir);
         let config = config::load_run(&run_dir.config(), &args.overrides)?.experiment;
+        config::validate::settings(&config)?;
         let assembly = Assembly::open(&config)?;
         Ok(Self { args, step, launch: LaunchEnv::detect(), run_dir, config, assembly })
     }
@@ -88,8 +89,8 @@ impl<'a> Offline<'a> {
         let device = RankDevice::select(comm, &self.config.trainer)?;
         let mut model = self.assembly.build_model(&self.config, device.device())?;
         let checkpoint = self.checkpoint(comm)?;
-        let vocabulary = self.assembly.tokenizer.vocab_size() as u64;
-        check_model(&checkpoint, &checkpoint_layout(&model), vocabulary)?;
+        check_model(&checkpoint, &model)?;
+        check_tokenizer(&checkpoint, &self.run_dir, &self.config, &self.assembly.tokenizer)?;
         if self.args.ema && !has_average(&checkpoint) {
             bail!("checkpoint {} has no moving average; leave --ema out", checkpoint.dir().display());
         }
@@ -106,8 +107,8 @@ impl<'a> Offline<'a> {
 
     fn checkpoint(&self, comm: &mut dyn Collectives) -> anyhow::Result<Checkpoint> {
         let store = Store::open(self.run_dir.path())?;
-        find_checkpoint(&store, comm, self.step, &mut telemetry::warn)?
-            .with_context(|| format!("{} holds no checkpoint", self.run_dir.path().display()))
+        let found = find_checkpoint(&store, comm, self.step, &mut telemetry::warn)?;
+        Ok(found.ok_or_else(|| NoCheckpoint { run_dir: self.run_dir.path().to_owned() })?)
     }
 }
 

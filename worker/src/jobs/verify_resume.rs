@@ -16,7 +16,7 @@ use crate::comm::{Collectives, LaunchEnv, connect};
 use crate::config::{self, Resolved, validate};
 use crate::run_dir::RunDir;
 use crate::train::{
-    RankFlags, Reducer, StepDigest, balance_ranks, check_model, check_run, checkpoint_layout, digest_step,
+    NoCheckpoint, RankFlags, Reducer, StepDigest, balance_ranks, check_model, check_run, digest_step,
     find_checkpoint, recorded_tokens, train_step,
 };
 use crate::{exit, say, telemetry};
@@ -69,8 +69,7 @@ impl Verification<'_> {
         let after = |step: u64| (1..=wanted).take_while(|n| record.contains_key(&(step + n))).count();
         let steps = store.list()?;
         let chosen = self.args.step.or_else(|| steps.into_iter().max_by_key(|&step| (after(step), step)));
-        let path = self.run_dir.path().display();
-        let step = chosen.with_context(|| format!("{path} holds no checkpoint"))?;
+        let step = chosen.ok_or_else(|| NoCheckpoint { run_dir: self.run_dir.path().to_owned() })?;
         if after(step) == 0 {
             bail!(
                 "{} has no step after that of checkpoint {step}, so there is nothing to compare; choose an earlier one \
@@ -93,7 +92,7 @@ impl Verification<'_> {
         let checkpoint =
             find_checkpoint(store, comm, step, &mut telemetry::warn)?.context("no checkpoint")?;
         let facts = facts(&self.resolved, &self.assembly, &*self.dataset);
-        check_model(&checkpoint, &checkpoint_layout(&site.state.model), facts.num_embeddings)?;
+        check_model(&checkpoint, &site.state.model)?;
         check_run(&checkpoint, &facts)?;
         let limit = site.limit(config, recorded_tokens(&checkpoint));
         let Site { device, mut state, .. } = site;

@@ -21,6 +21,9 @@ const NAMES: [&str; 7] = [
     "guard.grad_norm_variance_bits",
 ];
 
+/// Recorded while steps are skipped one after the other.
+const ROW_BEGINS: &str = "guard.row_begins";
+
 /// Why a step changed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -62,6 +65,8 @@ pub struct Guard {
     without_update: u64,
     /// Steps skipped one after the other just now.
     in_row: u64,
+    /// The position that the data of the first of them begins at.
+    row_begins: Option<u64>,
     /// Updates that the two below have seen.
     values: u64,
     loss: Moving,
@@ -90,24 +95,31 @@ impl Guard {
 
     /// Takes in the figures of a step that updates the parameters.
     pub fn updated(&mut self, loss: f64, grad_norm: f64) {
-        self.in_row = 0;
+        (self.in_row, self.row_begins) = (0, None);
         self.values += 1;
         let weight = NEWEST.max(1.0 / self.values as f64);
         self.loss.add(loss, weight);
         self.grad_norm.add(grad_norm, weight);
     }
 
-    /// Counts a step that does not: a skipped one, or one without rows.
-    pub fn left_out(&mut self, skip: Option<Skip>) {
+    /// Counts a step that does not: a skipped one, or one without rows. Its data begins at `position`.
+    pub fn left_out(&mut self, skip: Option<Skip>, position: u64) {
         self.without_update += 1;
         if skip.is_some() {
             self.in_row += 1;
+            self.row_begins.get_or_insert(position);
         }
     }
 
     /// Steps skipped one after the other just now.
     pub fn in_row(&self) -> u64 {
         self.in_row
+    }
+
+    /// The position that the data of the first of them begins at, if there are any and it was kept: earlier versions did
+    /// not.
+    pub fn row_begins(&self) -> Option<u64> {
+        self.row_begins
     }
 
     /// The number of the update that comes after `steps` steps, from 1: what the moments' bias is corrected by.
@@ -117,10 +129,11 @@ impl Guard {
 
     /// What a checkpoint keeps of it.
     pub(super) fn counters(&self) -> impl Iterator<Item = (String, u64)> {
-        let Self { without_update, in_row, values, loss, grad_norm } = *self;
+        let Self { without_update, in_row, row_begins, values, loss, grad_norm } = *self;
         let moving = [loss.mean, loss.variance, grad_norm.mean, grad_norm.variance].map(f64::to_bits);
         let figures = [without_update, in_row, values].into_iter().chain(moving);
-        NAMES.into_iter().map(str::to_owned).zip(figures)
+        let begins = row_begins.map(|position| (ROW_BEGINS.to_owned(), position));
+        NAMES.into_iter().map(str::to_owned).zip(figures).chain(begins)
     }
 
     /// What a checkpoint kept; nothing seen yet if it was written by a version that kept nothing.
@@ -131,6 +144,7 @@ impl Guard {
         Self {
             without_update,
             in_row,
+            row_begins: counters.get(ROW_BEGINS).copied(),
             values,
             loss: Moving { mean: loss_mean, variance: loss_variance },
             grad_norm: Moving { mean: norm_mean, variance: norm_variance },
@@ -182,7 +196,7 @@ mod tests {
         let mut guard = Guard::default();
         for (loss, grad_norm) in [(f64::NAN, 1.0), (1.0, f64::INFINITY)] {
             assert_eq!(guard.judge(loss, grad_norm, &trainer), Verdict::Skip(Skip::NotFinite));
-            guard.left_out(Some(Skip::NotFinite));
+            guard.left_out(Some(Skip::NotFinite), 0);
         }
         assert_eq!(guard.judge(f64::NAN, 1.0, &trainer), Verdict::Stop);
         assert_eq!(guard.next_update(2), 1, "bias correction counts updates");
@@ -194,6 +208,21 @@ mod tests {
         );
         let strict = TrainerConfig { max_skipped_steps_in_row: 0, ..trainer };
         assert_eq!(Guard::default().judge(f64::NAN, 1.0, &strict), Verdict::Stop);
+    }
+
+    #[test]
+    fn it_is_known_where_the_data_of_the_skipped_steps_begins() {
+        let mut guard = Guard::default();
+        // The second step had no rows, and the data between 30 and 60 is never served.
+        for (skip, position) in [(Some(Skip::NotFinite), 10), (None, 20), (Some(Skip::LossSpike), 60)] {
+            guard.left_out(skip, position);
+        }
+        assert_eq!((guard.in_row(), guard.row_begins()), (2, Some(10)));
+        guard.updated(1.0, 1.0);
+        guard.left_out(None, 80);
+        assert_eq!((guard.in_row(), guard.row_begins()), (0, None));
+        guard.left_out(Some(Skip::NotFinite), 90);
+        assert_eq!(guard.row_begins(), Some(90));
     }
 
     #[test]
@@ -209,7 +238,7 @@ mod tests {
         );
         for _ in 0..2 {
             assert_eq!(guard.judge(9.0, 1.1, &trainer), Verdict::Skip(Skip::LossSpike));
-            guard.left_out(Some(Skip::LossSpike));
+            guard.left_out(Some(Skip::LossSpike), 0);
         }
         assert_eq!(guard.judge(9.0, 1.1, &trainer), Verdict::Update);
         assert_eq!(Guard::default().judge(9e9, 9e9, &trainer), Verdict::Update, "nothing is known yet");
@@ -226,7 +255,8 @@ mod tests {
     #[test]
     fn a_checkpoint_keeps_every_bit() {
         let mut guard = experienced();
-        guard.left_out(Some(Skip::LossSpike));
+        assert_eq!(Guard::from_counters(&guard.counters().collect()), guard);
+        guard.left_out(Some(Skip::LossSpike), 40);
         assert_eq!(Guard::from_counters(&guard.counters().collect()), guard);
         assert_eq!(Guard::from_counters(&BTreeMap::new()), Guard::default());
     }

@@ -1,9 +1,14 @@
 //! Resuming: which checkpoint is taken, and whether it fits the run that asks for it.
 
-use anyhow::Context;
-use checkpoints::{Checkpoint, Layout, Store};
+use std::path::PathBuf;
 
+use anyhow::Context;
+use checkpoints::{Checkpoint, Store};
+use ilm_model::Model;
+
+use super::meaning::check_network;
 use super::save::RunFacts;
+use super::state::checkpoint_layout;
 use crate::comm::{Buffer, Collectives};
 
 /// A checkpoint belongs to another run than the one that would go on from it.
@@ -98,24 +103,35 @@ pub fn check_run(checkpoint: &Checkpoint, facts: &RunFacts) -> Result<(), Incomp
     Ok(())
 }
 
-/// Whether `checkpoint` holds the parameters of a model with this layout and vocabulary.
+/// Whether `checkpoint` holds the parameters of such a model: vocabulary, layout, and the settings that neither shows.
 ///
 /// # Errors
 /// The first difference.
-pub fn check_model(checkpoint: &Checkpoint, layout: &Layout, num_embeddings: u64) -> anyhow::Result<()> {
-    let saved = checkpoint.state().num_embeddings;
-    if saved != num_embeddings {
-        let checkpoint = checkpoint.dir().display().to_string();
-        return Err(Incompatible::Vocabulary { checkpoint, saved, now: num_embeddings }.into());
+pub fn check_model(checkpoint: &Checkpoint, model: &Model) -> anyhow::Result<()> {
+    let (state, shape) = (checkpoint.state(), model.shape());
+    let name = checkpoint.dir().display().to_string();
+    let (saved, now) = (state.num_embeddings, shape.num_embeddings.unsigned_abs());
+    if saved != now {
+        return Err(Incompatible::Vocabulary { checkpoint: name, saved, now }.into());
     }
-    Ok(checkpoint.require_layout(layout)?)
+    checkpoint.require_layout(&checkpoint_layout(model))?;
+    Ok(check_network(format!("checkpoint {name}"), &state.counters, shape)?)
+}
+
+/// A run directory has nothing to begin with.
+#[derive(Debug, thiserror::Error)]
+#[error("{} holds no valid checkpoint; name the folder of a run that has saved one", run_dir.display())]
+pub struct NoCheckpoint {
+    /// The run directory.
+    pub run_dir: PathBuf,
 }
 
 /// The newest valid checkpoint, or the one of `step`; the same on all ranks. Rank 0 verifies, the others follow it.
 /// `warn` is told which ones were passed over and why.
 ///
 /// # Errors
-/// If a wanted checkpoint is missing or damaged, or a collective fails.
+/// If a wanted checkpoint is missing or damaged, the newest one cannot be read though nothing says that it is damaged, or a collective
+/// fails.
 pub fn find_checkpoint(
     store: &Store,
     comm: &mut dyn Collectives,

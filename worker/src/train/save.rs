@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use checkpoints::{Commit, RunState, ShardRecord, Store, write_shard};
 
 use super::TrainState;
+use super::meaning;
 use super::sections::StateSection;
 use super::state::checkpoint_layout;
 use crate::comm::Collectives;
@@ -17,6 +18,8 @@ pub struct RunFacts {
     pub seed: u64,
     /// Size of the vocabulary.
     pub num_embeddings: u64,
+    /// Fingerprint of the tokenizer.
+    pub tokenizer: String,
     /// Hash of the resolved configuration.
     pub config_hash: String,
     /// Fingerprint of the training split.
@@ -36,6 +39,8 @@ impl RunFacts {
 
     pub(super) fn with_progress(&self, state: &TrainState, world_size: usize) -> RunState {
         let tokens = self.micro_batch_tokens.map(|tokens| (Self::MICRO_BATCH_TOKENS.to_owned(), tokens));
+        let meaning = meaning::counters(state.model.shape(), &self.tokenizer);
+        let settings = self.order.clone().into_iter().chain(tokens).chain(meaning);
         RunState {
             step: state.step,
             position: state.position,
@@ -45,7 +50,7 @@ impl RunFacts {
             config_hash: self.config_hash.clone(),
             dataset_fingerprint: self.dataset_fingerprint.clone(),
             world_size: world_size as u64,
-            counters: self.order.clone().into_iter().chain(tokens).chain(state.counters()).collect(),
+            counters: settings.chain(state.counters()).collect(),
         }
     }
 }
@@ -99,7 +104,7 @@ pub(super) fn gather_records(
     Ok(all.iter().map(|record| serde_json::from_slice(record)).collect::<Result<_, _>>()?)
 }
 
-/// The result, unless another rank failed: then all fail.
+/// The result, unless any rank failed: then all fail alike, with [`SaveFailed`].
 pub(super) fn together<T>(
     comm: &mut dyn Collectives,
     name: &'static str,
@@ -107,19 +112,13 @@ pub(super) fn together<T>(
 ) -> anyhow::Result<T> {
     let mine = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
     let all = comm.all_gather(name, mine.as_bytes())?;
-    let value = result?;
-    match all.iter().position(|message| !message.is_empty()) {
-        Some(rank) => {
-            Err(PeerFailed { rank, message: String::from_utf8_lossy(&all[rank]).into_owned() }.into())
-        }
-        None => Ok(value),
-    }
+    let Some(rank) = all.iter().position(|message| !message.is_empty()) else { return Ok(result?) };
+    let message = String::from_utf8_lossy(&all[rank]);
+    let who = if all.len() > 1 { format!("rank {rank}: ") } else { String::new() };
+    Err(SaveFailed(format!("{who}{message}")).into())
 }
 
-/// Another rank could not write its part of a checkpoint.
+/// A rank could not do its part of a save, so all ranks have given it up; the text is the same on all of them.
 #[derive(Debug, thiserror::Error)]
-#[error("rank {rank}: {message}")]
-pub struct PeerFailed {
-    rank: usize,
-    message: String,
-}
+#[error("{0}")]
+pub struct SaveFailed(String);

@@ -2,7 +2,7 @@
 //!
 //! All ranks go through the same phases together. What a rank does by itself in a phase, it does in the background; the
 //! phase ends at the first step boundary where [`GlobalFigures::saving`](super::GlobalFigures::saving) says that no rank is
-//! busy any more.
+//! busy any more. There all ranks learn whether one has failed, and give the save up together.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,16 @@ use checkpoints::{
 };
 
 use super::TrainState;
-use super::save::{RunFacts, gather_records, save, together};
+use super::save::{RunFacts, SaveFailed, gather_records, save, together};
 use super::sections::StateSection;
 use super::state::checkpoint_layout;
 use crate::comm::Collectives;
 use crate::config::Experiment;
+use crate::telemetry;
+
+/// So many saves in a row may not fail. A full disk that somebody soon clears, or a server that is started anew, costs one or two.
+/// What lasts for three intervals does not pass by itself, and what is trained under it is lost with the next crash.
+const MOST_FAILED_IN_ROW: u32 = 3;
 
 /// Between saves the store is here; anything else is a fault of this module.
 const AWAY: &str = "the checkpoint store is in use";
@@ -29,6 +34,7 @@ pub struct Saver {
     writer: Option<BackgroundWriter>,
     facts: RunFacts,
     phase: Phase,
+    failed_in_row: u32,
     saved: Option<Saved>,
     /// Figures that came while the store was away: step, name, value.
     figures: Vec<(u64, String, f64)>,
@@ -68,6 +74,7 @@ impl Saver {
             writer: writer.transpose()?,
             facts,
             phase: Phase::Idle,
+            failed_in_row: 0,
             saved: None,
             figures: Vec::new(),
         })
@@ -82,21 +89,30 @@ impl Saver {
         }
     }
 
-    /// Begins to save `state`, which may change as soon as this returns. An earlier save is finished first. Only with
-    /// `checkpoint.asynchronous`; otherwise it is [`Saver::save_now`].
+    /// Begins to save `state`, which may change as soon as this returns; without `checkpoint.asynchronous` it is saved by then.
+    /// An earlier save is finished first. One that any rank cannot write is given up with a warning, and training goes on.
     ///
     /// # Errors
-    /// If any rank cannot write, or a collective fails. Earlier checkpoints stay as they are.
+    /// If this is one failed save too many in a row, or a collective fails. Earlier checkpoints stay as they are.
     pub fn begin(
         &mut self,
         comm: &mut dyn Collectives,
         config: &Experiment,
         state: &TrainState,
     ) -> anyhow::Result<()> {
-        if self.writer.is_none() {
-            return self.save_now(comm, config, state);
+        while self.step().is_some() {
+            self.advance(comm, config)?;
         }
-        self.finish(comm, config)?;
+        let begun = if self.writer.is_some() {
+            self.stage(comm, state)
+        } else {
+            self.save_standing(comm, config, state)
+        };
+        self.outlive(comm, config, state.step, begun)
+    }
+
+    /// Copies this rank's part of `state` and begins to write the copy.
+    fn stage(&mut self, comm: &mut dyn Collectives, state: &TrainState) -> anyhow::Result<()> {
         let store = self.store.as_mut().context(AWAY)?;
         let begun = if comm.rank() == 0 { store.begin(state.step).map(Some) } else { Ok(None) };
         let staging = together(comm, "checkpoint begin", begun)?;
@@ -117,11 +133,27 @@ impl Saver {
     }
 
     /// Ends the phase that all ranks have done their work of. To be called by all ranks at the same step boundary, while
-    /// none is busy. Between saves it does nothing.
+    /// none is busy. Between saves it does nothing. If any rank could not write, what was staged is removed, and training goes on
+    /// with a warning.
     ///
     /// # Errors
-    /// If any rank could not write, or a collective fails. What was staged is removed, earlier checkpoints stay.
+    /// As [`Saver::begin`].
     pub fn advance(&mut self, comm: &mut dyn Collectives, config: &Experiment) -> anyhow::Result<()> {
+        let Some(step) = self.step() else { return Ok(()) };
+        let ended = self.end_phase(comm, config);
+        self.outlive(comm, config, step, ended)
+    }
+
+    /// The step that is being saved.
+    fn step(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Idle => None,
+            Phase::Writing { state, .. } => Some(state.step),
+            Phase::Committing { step, .. } => Some(*step),
+        }
+    }
+
+    fn end_phase(&mut self, comm: &mut dyn Collectives, config: &Experiment) -> anyhow::Result<()> {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Idle => Ok(()),
             Phase::Writing { staging, layout, state } => {
@@ -131,18 +163,49 @@ impl Saver {
         }
     }
 
-    /// Waits until nothing is being saved.
-    ///
-    /// # Errors
-    /// As [`Saver::advance`].
-    pub fn finish(&mut self, comm: &mut dyn Collectives, config: &Experiment) -> anyhow::Result<()> {
-        while !matches!(self.phase, Phase::Idle) {
-            self.advance(comm, config)?;
+    /// Goes on after a save that all ranks have given up, unless too many in a row have failed.
+    fn outlive(
+        &mut self,
+        comm: &dyn Collectives,
+        config: &Experiment,
+        step: u64,
+        ended: anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let Some(failed) = given_up(ended)? else { return Ok(()) };
+        self.failed_in_row += 1;
+        let count = self.failed_in_row;
+        if count >= MOST_FAILED_IN_ROW {
+            let what = format!("{count} saves in a row have failed, the last one that of step {step}");
+            return Err(anyhow::Error::new(failed).context(what));
+        }
+        let next = step.saturating_add(config.checkpoint.every_n_steps).min(config.trainer.max_steps);
+        if comm.rank() == 0 {
+            telemetry::warn(&format!(
+                "the checkpoint of step {step} could not be saved: {failed}; training goes on and saves again by \
+                 step {next} (failed saves in a row: {count}; with {MOST_FAILED_IN_ROW} the run ends)"
+            ));
         }
         Ok(())
     }
 
-    /// Saves `state` while training stands still, after an earlier save is finished.
+    /// Waits until nothing is being saved, for the end of training. A save that fails ends nothing here and is warned of: what
+    /// comes next saves a newer state, or has another error to tell.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub fn finish(&mut self, comm: &mut dyn Collectives, config: &Experiment) -> anyhow::Result<()> {
+        while let Some(step) = self.step() {
+            let ended = self.end_phase(comm, config);
+            if let Some(failed) = given_up(ended)?
+                && comm.rank() == 0
+            {
+                telemetry::warn(&format!("the checkpoint of step {step} could not be saved: {failed}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Saves `state` as the last thing of a run, after an earlier save is finished.
     ///
     /// # Errors
     /// As [`save`].
@@ -153,11 +216,25 @@ impl Saver {
         state: &TrainState,
     ) -> anyhow::Result<()> {
         self.finish(comm, config)?;
+        self.save_standing(comm, config, state)
+    }
+
+    /// Saves `state` while training stands still.
+    fn save_standing(
+        &mut self,
+        comm: &mut dyn Collectives,
+        config: &Experiment,
+        state: &TrainState,
+    ) -> anyhow::Result<()> {
         let begun = Instant::now();
         save(self.store.as_mut().context(AWAY)?, comm, config, &self.facts, state)?;
-        let timings = SaveTimings { stage: begun.elapsed(), ..Default::default() };
-        self.saved = Some(Saved { step: state.step, timings });
+        self.succeeded(state.step, SaveTimings { stage: begun.elapsed(), ..Default::default() });
         Ok(())
+    }
+
+    fn succeeded(&mut self, step: u64, timings: SaveTimings) {
+        self.failed_in_row = 0;
+        self.saved = Some(Saved { step, timings });
     }
 
     /// The save that was completed since the last call, if one was.
@@ -227,12 +304,22 @@ impl Saver {
         }
         let committed = together(comm, "checkpoint commit", committed)?;
         timings.commit = committed.map_or(Duration::ZERO, |committed| committed.took);
-        self.saved = Some(Saved { step, timings });
+        self.succeeded(step, timings);
         Ok(self.record_held_figures()?)
     }
 
-    /// Space may be what was missing, so the half checkpoint goes; the first error is the one to tell.
+    /// Space may be what was missing, so the half checkpoint goes, once this rank does not write to it any more; the first error is
+    /// the one to tell.
     fn give_up(&mut self, staging: Option<Staging>) {
+        let _ = self.writer.as_mut().and_then(BackgroundWriter::wait);
         let _ = self.store.as_mut().zip(staging).map(|(store, staging)| store.abandon(staging));
+    }
+}
+
+/// What ended a phase, if all ranks have given the save up together; any other error ends the run.
+fn given_up(ended: anyhow::Result<()>) -> anyhow::Result<Option<SaveFailed>> {
+    match ended {
+        Ok(()) => Ok(None),
+        Err(error) => Ok(Some(error.downcast()?)),
     }
 }

@@ -22,7 +22,8 @@ use crate::vitals;
 #[error(
     "step {step} gave loss {loss} and gradient norm {grad_norm}, and the {skipped} steps before it were skipped \
      (trainer.max_skipped_steps_in_row allows no more): training cannot go on; the last checkpoint is good (a lower \
-     optimizer.lr or a longer warm-up often helps; data.skip_steps leaves data out)"
+     optimizer.lr or a longer warm-up often helps; data.skip_steps='{skip_steps:?}', which counts in the data and from \
+     0, leaves out what these steps were given)"
 )]
 pub struct NonFinite {
     /// The step that would have been finished.
@@ -33,6 +34,8 @@ pub struct NonFinite {
     pub loss: f64,
     /// Its gradient norm before clipping.
     pub grad_norm: f64,
+    /// The value of `data.skip_steps` that leaves out its data and that of the steps skipped just before it.
+    pub skip_steps: Vec<String>,
 }
 
 /// Figures of a finished step.
@@ -80,8 +83,11 @@ pub struct GlobalFigures {
     pub samples: u64,
     /// Whether any rank was told to stop.
     pub stop: bool,
-    /// Whether any rank was told so before it had computed its part: then all leave the step, and nothing has changed.
+    /// Whether any rank was told so before it had computed its part, or has failed: then all leave the step, and nothing has
+    /// changed.
     pub given_up: bool,
+    /// Whether any rank has failed before it had computed its part.
+    pub failed: bool,
     /// Whether any rank was at work for a checkpoint in the background.
     pub saving: bool,
     /// Longest time that a rank stood still for gradients and parameters of others: the gradients of this step, and the
@@ -98,6 +104,8 @@ pub struct RankFlags<'a> {
     pub ready_steps: usize,
     /// Tells it to stop, if anything may.
     pub stop: Option<&'a StopRequest>,
+    /// Whether it cannot compute its part, because of an error that it ends with once all have left the step.
+    pub failed: bool,
     /// Whether it is at work for a checkpoint in the background.
     pub saving: bool,
     /// How long it stood still for gradients and parameters of others; the step itself fills this in.
@@ -117,14 +125,15 @@ struct Sums {
     samples: [f64; 2],
     /// Of the part of the summed gradient that this rank counts.
     squared_norm: f64,
-    /// Whether this rank was told to stop before all micro-batches were computed.
+    /// Whether this rank was told to stop before all micro-batches were computed, or has failed.
     given_up: bool,
 }
 
 /// Runs one step on this rank's part of a global batch. Gradients are summed over examples and ranks and divided once,
-/// by the number of examples of the whole global batch. All ranks have the same figures, so they skip the same steps. A rank that
-/// is told to stop before it has computed its part gives the step up, and all ranks leave it together. Updated parameters of other ranks
-/// may still be on their way here when it returns, or be here rounded only: [`Reducer::complete_parameters`] gets them.
+/// by the number of examples of the whole global batch. All ranks have the same figures, so they skip the same steps. A rank
+/// that is told to stop before it has computed its part, or has failed, gives the step up, and all ranks leave it together.
+/// Updated parameters of other ranks may still be on their way here when it returns, or be here rounded only:
+/// [`Reducer::complete_parameters`] gets them.
 ///
 /// # Errors
 /// [`NonFinite`], alike on all ranks; failing collectives; batches the model refuses.
@@ -136,7 +145,7 @@ pub fn train_step(
     batch: &StepBatch,
     flags: RankFlags<'_>,
 ) -> anyhow::Result<StepFigures> {
-    let stops = || flags.stop.is_some_and(StopRequest::is_set);
+    let stops = || flags.failed || flags.stop.is_some_and(StopRequest::is_set);
     let mut sums = accumulate(state, config, comm.rank(), reducer, batch, &stops)?;
     reducer.finish_gradients()?;
     sums.squared_norm = squared_norm(state.model.arena().flat_grads(), &state.own)?;
@@ -151,15 +160,12 @@ pub fn train_step(
     let skipped = match state.guard.judge(loss, grad_norm, &config.trainer) {
         Verdict::Update => None,
         Verdict::Skip(reason) => Some(reason),
-        Verdict::Stop => {
-            let (step, skipped) = (state.step + 1, state.guard.in_row());
-            return Err(NonFinite { step, skipped, loss, grad_norm }.into());
-        }
+        Verdict::Stop => return Err(non_finite(state, config, batch, loss, grad_norm).into()),
     };
     let lr = learning_rate(config.optimizer.lr, &config.lr_scheduler, state.step, config.trainer.max_steps);
     // A step whose rows were all left out, which all ranks see alike, changes nothing either.
     if skipped.is_some() || global.examples == 0.0 {
-        state.guard.left_out(skipped);
+        state.guard.left_out(skipped, batch.position);
     } else {
         let clip = clip_factor(grad_norm, config.trainer.gradient_clip_val);
         let average_weight = state.ema.as_mut().map_or(0.0, Ema::next_weight);
@@ -171,6 +177,19 @@ pub fn train_step(
     state.step += 1;
     state.position = batch.next_position;
     Ok(StepFigures { global, grad_norm, lr, skipped })
+}
+
+/// What is said of a step that ends the run.
+fn non_finite(
+    state: &TrainState,
+    config: &Experiment,
+    batch: &StepBatch,
+    loss: f64,
+    grad_norm: f64,
+) -> NonFinite {
+    let begins = state.guard.row_begins().unwrap_or(batch.position);
+    let skip_steps = config.data.skipping(config.global_batch_size, begins..batch.next_position);
+    NonFinite { step: state.step + 1, skipped: state.guard.in_row(), loss, grad_norm, skip_steps }
 }
 
 /// Forward and backward of every micro-batch of this rank into the flat gradient buffer. The reduction of the last one's
@@ -251,7 +270,8 @@ fn reduce_figures(
     let fewest_ready = -(flags.ready_steps as f64);
     let [data_wait, comm_exposed] = [flags.data_wait, flags.comm_exposed].map(|time| time.as_secs_f64());
     let stop = flags.stop.is_some_and(StopRequest::is_set);
-    let mut largest = [data_wait, flag(stop), flag(flags.saving), fewest_ready, comm_exposed, flag(given_up)];
+    let [stop, saving, given_up, failed] = [stop, flags.saving, given_up, flags.failed].map(flag);
+    let mut largest = [data_wait, stop, saving, fewest_ready, comm_exposed, given_up, failed];
     comm.all_reduce("step flags", ReduceOp::Max, largest[..].as_mut().into())?;
     let [token_ce, stop_loss, examples, visible, computed, skipped, squared_norm, low, high] = totals;
     let per_example = 1.0 / examples.max(1.0);
@@ -268,6 +288,7 @@ fn reduce_figures(
         samples: (low as u64).wrapping_add((high as u64) << u32::BITS),
         stop: largest[1] > 0.0,
         given_up: largest[5] > 0.0,
+        failed: largest[6] > 0.0,
         saving: largest[2] > 0.0,
         comm_exposed: Duration::from_secs_f64(largest[4]),
     })

@@ -61,6 +61,7 @@ fn every_bit_survives_other_numbers_of_ranks_and_bf16() {
                 micro_batch_tokens: None,
                 seed: 1,
                 num_embeddings: 1000,
+                tokenizer: String::new(),
                 config_hash: String::new(),
                 dataset_fingerprint: String::new(),
                 order: Default::default(),

@@ -4,6 +4,7 @@ mod balance;
 mod elastic;
 mod exchange;
 mod proof;
+mod saving;
 mod state;
 
 use std::path::{Path, PathBuf};

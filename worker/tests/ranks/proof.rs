@@ -12,6 +12,7 @@ use worker::comm::Collectives;
 use worker::config::{self, Experiment};
 use worker::device::RankDevice;
 use worker::exit;
+use worker::signals::StopRequest;
 use worker::train::{
     RankFlags, Reducer, RunDigest, Skip, StepDigest, StepFigures, TrainState, digest_step, division,
     train_step,
@@ -138,6 +139,31 @@ fn a_rank_with_other_rounded_parameters_is_named() {
 }
 
 #[test]
+fn all_leave_a_step_that_one_rank_has_no_data_for_and_know_why() {
+    on_ranks("proof::all_leave_a_step_that_one_rank_has_no_data_for_and_know_why", &[2, 3], |comm| {
+        let config = config(&[]);
+        let assembly = Assembly::open(&config).expect("a tokenizer");
+        let batches = batches(&config, &assembly, comm, 1);
+        let mut rank = Rank::new(&config, &assembly, comm);
+        let before = rank.bits();
+        // The error counts, though another rank is told to stop in the same step.
+        let stop = StopRequest::default();
+        if comm.rank() == 0 {
+            stop.set();
+        }
+        let flags = RankFlags { failed: comm.rank() == 1, stop: Some(&stop), ..RankFlags::default() };
+        let Rank { config, reducer, state } = &mut rank;
+        let figures = train_step(state, config, comm, reducer, &batches[0], flags).expect("a step");
+        assert!(figures.global.failed && figures.global.given_up);
+        assert_eq!((rank.state.step, rank.state.position), (0, 0));
+        assert!(rank.bits() == before, "a step that was given up changed something");
+        // They can still make it.
+        rank.step(comm, &batches[0]).expect("a step");
+        assert!(rank.bits() != before, "and it does change something");
+    });
+}
+
+#[test]
 fn what_is_not_finite_on_one_rank_is_skipped_by_all() {
     on_ranks("proof::what_is_not_finite_on_one_rank_is_skipped_by_all", &[2, 3], |comm| {
         for sharded in ["true", "false"] {
@@ -161,7 +187,7 @@ fn what_is_not_finite_on_one_rank_is_skipped_by_all() {
             let mut other = Rank::new(&config, &assembly, comm);
             other.step(comm, &batches[0]).expect("a step");
             (other.state.step, other.state.position) = (2, 16);
-            other.state.guard.left_out(Some(Skip::NotFinite));
+            other.state.guard.left_out(Some(Skip::NotFinite), 8);
             for batch in &batches[2..] {
                 let (mine, _) = rank.step(comm, batch).expect("a step");
                 let (its, _) = other.step(comm, batch).expect("a step");

@@ -121,6 +121,7 @@ fn a_checkpoint_of_any_division_is_read_by_any_other() {
             micro_batch_tokens: None,
             seed: 1,
             num_embeddings: 1000,
+            tokenizer: String::new(),
             config_hash: String::new(),
             dataset_fingerprint: String::new(),
             order: Default::default(),

@@ -27,7 +27,7 @@ use crate::signals::StopRequest;
 use crate::telemetry::{self, Banner};
 use crate::train::{
     Incompatible, Reducer, RunDigest, RunFacts, Saver, TokenLimit, TrainState, check_model, check_run,
-    checkpoint_layout, find_checkpoint, recorded_tokens,
+    check_tokenizer, find_checkpoint, recorded_tokens,
 };
 use crate::vitals;
 use saves::Saves;
@@ -94,6 +94,7 @@ pub(super) fn facts(resolved: &Resolved, assembly: &Assembly, dataset: &dyn Data
     RunFacts {
         seed: config.seed,
         num_embeddings: assembly.tokenizer.vocab_size() as u64,
+        tokenizer: assembly.tokenizer.fingerprint(),
         config_hash: resolved.hash(),
         dataset_fingerprint: dataset.fingerprint().to_string(),
         order: order_settings(&config.data),
@@ -200,8 +201,7 @@ impl Run<'_> {
             say!("--init-from is for a new run and is left aside: this run directory holds checkpoints");
             return Ok(None);
         }
-        let vocabulary = self.assembly.tokenizer.vocab_size() as u64;
-        initial::read_weights(path, &mut state.model, vocabulary).map(Some)
+        initial::read_weights(path, &mut state.model, &self.assembly.tokenizer).map(Some)
     }
 
     /// Proves that a data position means the same rows and a setting the same on all ranks: hosts may see other files.
@@ -239,8 +239,12 @@ impl Run<'_> {
         let Some(checkpoint) = find_checkpoint(store, comm, None, &mut telemetry::warn)? else {
             return Ok(None);
         };
-        check_model(&checkpoint, &checkpoint_layout(&state.model), facts.num_embeddings)?;
+        check_model(&checkpoint, &state.model)?;
         self.check_run(&checkpoint, facts, comm.rank())?;
+        // Once there is data, its fingerprint tells of the tokenizer, and a person may allow another one.
+        if checkpoint.state().dataset_fingerprint == RunFacts::NO_DATA_YET {
+            check_tokenizer(&checkpoint, &self.run_dir, self.config(), &self.assembly.tokenizer)?;
+        }
         state.restore(&checkpoint)?;
         if comm.rank() == 0 {
             say!("resuming from {}", checkpoint.dir().display());

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use data_pipeline::{BatchPlan, DescribeOptions, Next, StepBatch, TrainLoader, describe_batch};
+use data_pipeline::{
+    BatchPlan, DescribeOptions, Error, Next, Schedule, StepBatch, TrainLoader, describe_batch,
+};
 
 use super::Run;
 use super::ledger::Ledger;
@@ -42,12 +44,19 @@ impl Steps<'_, '_> {
         let first_step = state.step;
         vitals::step(first_step);
         let _phase = vitals::phase(Phase::Train);
-        if self.owes_validation(state.step, view.as_ref())? && !self.validate(state, view.as_mut())? {
+        let finished = self.is_finished(state, &schedule);
+        if self.owes_validation(state.step, finished, view.as_ref())?
+            && !self.validate(state, view.as_mut())?
+        {
             return self.stop(state, view.as_ref());
         }
         while state.step < config.trainer.max_steps {
             let started = Instant::now();
-            let Some(batch) = self.next_batch(&mut loader, state)? else { break };
+            let (batch, failed) = match self.next_batch(&mut loader, state.position) {
+                Ok(Some(batch)) => (batch, None),
+                Ok(None) => break,
+                Err(error) => (without_rows(state.position), Some(error)),
+            };
             let data_wait = started.elapsed();
             let batch = balance_ranks(self.comm, &config.trainer, loader.repacker(), batch)?;
             if state.step == first_step {
@@ -57,18 +66,22 @@ impl Steps<'_, '_> {
                 data_wait,
                 ready_steps: loader.figures().ready_steps,
                 stop: Some(&self.run.stop),
+                failed: failed.is_some(),
                 saving: self.saver.is_busy(),
                 ..RankFlags::default()
             };
             let figures = train_step(state, config, self.comm, &mut self.reducer, &batch, flags);
             let figures = figures.or_else(|error| self.keep_what_helps(error, &batch))?;
             vitals::step(state.step);
+            if figures.global.failed {
+                return self.fail(state, view.as_ref(), failed);
+            }
             if figures.global.given_up {
                 return self.stop(state, view.as_ref());
             }
             let digest = digest_step(state, self.comm, &mut self.reducer, config, &batch, &figures)?;
             let duration = started.elapsed();
-            let finished = state.step == config.trainer.max_steps || schedule.step(state.position).is_none();
+            let finished = self.is_finished(state, &schedule);
             let stops = figures.global.stop && !finished;
             let due = finished || state.step.is_multiple_of(config.checkpoint.every_n_steps);
             let at_once = finished || !config.checkpoint.asynchronous;
@@ -82,10 +95,10 @@ impl Steps<'_, '_> {
                 return self.stop(state, view.as_ref());
             }
             if due && at_once {
-                self.save_now(state)?;
+                self.save_standing(state, finished)?;
             }
             self.tell_of_save(view.as_ref());
-            if self.validates_at(state.step) && !self.validate(state, view.as_mut())? {
+            if self.validates_at(state.step, finished) && !self.validate(state, view.as_mut())? {
                 return self.stop(state, view.as_ref());
             }
         }
@@ -98,23 +111,59 @@ impl Steps<'_, '_> {
         Ok(exit::OK)
     }
 
-    /// This rank's part of the next step, if there is one. Who is told to stop while data is not there takes part in the step with
-    /// nothing, and gives it up: the others may be waiting for him in it.
-    fn next_batch(&self, loader: &mut TrainLoader, state: &TrainState) -> anyhow::Result<Option<StepBatch>> {
+    /// Whether no step is left.
+    fn is_finished(&self, state: &TrainState, schedule: &Schedule) -> bool {
+        state.step >= self.run.config().trainer.max_steps || schedule.step(state.position).is_none()
+    }
+
+    /// This rank's part of the next step, if there is one. Who is told to stop while data is not there, or cannot have it,
+    /// takes part in the step with nothing, and gives it up: the others may be waiting for him in it.
+    fn next_batch(&self, loader: &mut TrainLoader, position: u64) -> Result<Option<StepBatch>, Error> {
         let _phase = vitals::phase(Phase::Data);
-        let position = state.position;
         Ok(match loader.next_unless(&|| self.run.stop.is_set())? {
             Next::Item(batch) => Some(batch),
             Next::End => None,
-            Next::Stopped => {
-                let micro_batches = Vec::new();
-                Some(StepBatch { position, next_position: position, micro_batches, skipped: 0 })
-            }
+            Next::Stopped => Some(without_rows(position)),
         })
     }
 
-    /// Saves what is done, if there is time, and ends this start of the run.
+    /// Ends this start of the run after a signal, once what is done is saved.
     fn stop(&mut self, state: &TrainState, view: Option<&View>) -> anyhow::Result<i32> {
+        self.save_what_is_done(state, view)?;
+        if view.is_some() {
+            say!("stopped by a signal after step {}; start again to go on", state.step);
+        }
+        vitals::end();
+        Ok(exit::PREEMPTED)
+    }
+
+    /// Ends the run because a rank cannot have its data, once what is done is saved; `failed` is the error of this rank.
+    fn fail(
+        &mut self,
+        state: &TrainState,
+        view: Option<&View>,
+        failed: Option<Error>,
+    ) -> anyhow::Result<i32> {
+        let saved = self.save_what_is_done(state, view);
+        if view.is_some() {
+            if let Err(refused) = saved {
+                // The first error is the one to end with.
+                telemetry::warn(&refused.to_string());
+            }
+            let is_saved = state.step > 0 && self.saves.newest == state.step;
+            let kept = if is_saved { ", which is saved" } else { "" };
+            say!("a rank cannot get its data: the run ends after step {}{kept}", state.step);
+        }
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        // The rank with the error never comes here: it ends this one.
+        self.comm.barrier("end by an error")?;
+        Ok(exit::DATA)
+    }
+
+    /// Saves the state after the last whole step, if that is not saved yet and there is time.
+    fn save_what_is_done(&mut self, state: &TrainState, view: Option<&View>) -> anyhow::Result<()> {
         self.reducer.finish_gather()?;
         self.saver.finish(self.comm, self.run.config())?;
         self.tell_of_save(view);
@@ -122,7 +171,7 @@ impl Steps<'_, '_> {
         if self.saves.newest != state.step {
             too_late = self.saves.too_late(&self.run.stop, self.comm)?;
             if too_late.is_none() {
-                self.save_now(state)?;
+                self.save_standing(state, true)?;
                 self.tell_of_save(view);
             }
         }
@@ -135,16 +184,20 @@ impl Steps<'_, '_> {
                     self.saves.newest
                 ));
             }
-            say!("stopped by a signal after step {}; start again to go on", state.step);
         }
-        vitals::end();
-        Ok(exit::PREEMPTED)
+        Ok(())
     }
 
-    fn save_now(&mut self, state: &TrainState) -> anyhow::Result<()> {
+    /// Saves while training stands still. If that fails, only what is not the last of this start can be made up for later.
+    fn save_standing(&mut self, state: &TrainState, is_last: bool) -> anyhow::Result<()> {
         let _phase = vitals::phase(Phase::Save);
         let started = Instant::now();
-        self.saver.save_now(self.comm, self.run.config(), state)?;
+        let config = self.run.config();
+        if is_last {
+            self.saver.save_now(self.comm, config, state)?;
+        } else {
+            self.saver.begin(self.comm, config, state)?;
+        }
         self.saves.stall += started.elapsed();
         Ok(())
     }
@@ -246,13 +299,15 @@ impl Steps<'_, '_> {
         }
     }
 
-    fn validates_at(&self, step: u64) -> bool {
-        self.run.config().trainer.val_check_interval.is_some_and(|every| step.is_multiple_of(every))
+    /// Every so many steps, and in the end; where there is something to measure the model on.
+    fn validates_at(&self, step: u64, finished: bool) -> bool {
+        let every = self.run.config().trainer.val_check_interval;
+        self.run.validation.is_some() && (finished || every.is_some_and(|every| step.is_multiple_of(every)))
     }
 
     /// Whether the start before ended between the checkpoint of this step and its validation; asked on all ranks together.
-    fn owes_validation(&mut self, step: u64, view: Option<&View>) -> anyhow::Result<bool> {
-        if step == 0 || self.run.validation.is_none() || !self.validates_at(step) {
+    fn owes_validation(&mut self, step: u64, finished: bool, view: Option<&View>) -> anyhow::Result<bool> {
+        if step == 0 || !self.validates_at(step, finished) {
             return Ok(false);
         }
         let mut lacks = [f64::from(u8::from(view.is_some_and(|view| !view.validation.reaches(step))))];
@@ -282,6 +337,11 @@ impl Steps<'_, '_> {
         }
         Ok(true)
     }
+}
+
+/// A rank's part of a step that it has no rows of.
+fn without_rows(position: u64) -> StepBatch {
+    StepBatch { position, next_position: position, micro_batches: Vec::new(), skipped: 0 }
 }
 
 /// What rank 0 shows and writes.
