@@ -12,7 +12,7 @@ const PLACES: u64 = 2;
 /// Counted are, with `d` features, a feed-forward part of `f`, and `e` bytes of a product's operand (2 in bf16, 4 in fp32):
 /// - of every block: both sums of the residual stream in fp32 (8 d), both normed values, the context and the attention's
 ///   three inputs (6 d e), the activated values (f e), and for GELU what was activated (f e). On a GPU attention keeps its inputs and
-///   its result in padded places beside the packed context: 4 d e for each of at most [`PLACES`] places, and d e;
+///   its result in padded places beside the packed context: 4 d e for each of at most two places, and d e;
 /// - once: what a block's backward pass makes before it lets go of it, in fp32 (three of f, eight of d), and hidden states, their
 ///   gradient and the rows of the output matrix (12 d).
 ///
