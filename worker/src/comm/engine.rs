@@ -25,10 +25,14 @@ pub(crate) const MOST_PIECE_BYTES: usize = PIECE / 2 * size_of::<f32>();
 const LEAST_CHUNK: usize = 1 << 12;
 /// Pieces under way at a time: while one waits for a neighbour another is added.
 const UNDER_WAY: usize = 4;
-/// Pause between two looks at MPI while another thread computes, which looks in vain double so many times, to 0.8 ms: a bucket
-/// waits for the slowest rank longer than it travels.
+/// Pause between two looks at MPI while another thread computes, which looks in vain double: a bucket waits for the slowest rank longer
+/// than it travels.
 const PAUSE: Duration = Duration::from_micros(50);
-const DOUBLINGS: u32 = 4;
+/// Times that the pause is doubled where a neighbour's memory is read, to 0.8 ms. Longer ones make each rank sleep for the other.
+const DOUBLINGS_BESIDE: u32 = 4;
+/// The same where messages come, to 3.2 ms: the kernel goes on receiving, and every look takes time from the computation. On 1 Gbit/s
+/// a step became a twentieth shorter.
+const DOUBLINGS_AFAR: u32 = 6;
 /// Looks at MPI without a pause while nobody computes, before the processor is offered to other ranks.
 const LOOKS: u32 = 64;
 
@@ -161,7 +165,8 @@ impl Engine {
             return orders.recv().map_err(|_| TryRecvError::Disconnected);
         }
         if vain > 0 && !self.hurry.load(Ordering::Relaxed) {
-            let pause = PAUSE * (1 << (vain - 1).min(DOUBLINGS));
+            let doublings = if self.before.is_some() { DOUBLINGS_BESIDE } else { DOUBLINGS_AFAR };
+            let pause = PAUSE * (1 << (vain - 1).min(doublings));
             return orders.recv_timeout(pause).map_err(|error| match error {
                 RecvTimeoutError::Timeout => TryRecvError::Empty,
                 RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
