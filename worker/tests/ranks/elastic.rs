@@ -6,10 +6,10 @@ use std::fs;
 use checkpoints::{Checkpoint, Store};
 use ilm_model::Precision;
 use safetensors::{Dtype, SafeTensors};
-use worker::train::{RunFacts, save};
+use worker::train::save;
 
 use crate::on_ranks_in;
-use crate::state::{experiment, mark, state_with};
+use crate::state::{experiment, facts, mark, state_with};
 
 /// Every element of every section as bits.
 fn bits(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u32>> {
@@ -57,15 +57,7 @@ fn every_bit_survives_other_numbers_of_ranks_and_bf16() {
             state.guard.updated(0.1 * state.step as f64, 0.3);
             // All have looked before one writes.
             comm.barrier("read").expect("ranks that meet");
-            let facts = RunFacts {
-                micro_batch_tokens: None,
-                seed: 1,
-                num_embeddings: 1000,
-                tokenizer: String::new(),
-                config_hash: String::new(),
-                dataset_fingerprint: String::new(),
-                order: Default::default(),
-            };
+            let facts = facts();
             let mut settings = experiment(true);
             settings.checkpoint.keep_last = JOBS.len();
             save(&mut store, comm, &settings, &facts, &state).expect("a checkpoint");

@@ -8,22 +8,10 @@ use ilm_model::Precision;
 use worker::comm::Collectives;
 use worker::config::Experiment;
 use worker::exit;
-use worker::train::{RunFacts, Saver, TrainState};
+use worker::train::{Saver, TrainState};
 
 use crate::on_ranks_in;
-use crate::state::{experiment, state_with};
-
-fn facts() -> RunFacts {
-    RunFacts {
-        micro_batch_tokens: None,
-        seed: 1,
-        num_embeddings: 1000,
-        tokenizer: String::new(),
-        config_hash: String::new(),
-        dataset_fingerprint: String::new(),
-        order: Default::default(),
-    }
-}
+use crate::state::{experiment, facts, state_with};
 
 /// Whether the state was saved as that of `step`.
 fn saves(

@@ -17,6 +17,19 @@ pub fn experiment(sharded: bool) -> Experiment {
 }
 
 /// Larger than two buckets.
+/// What a checkpoint says beside the state, where nothing depends on it.
+pub fn facts() -> RunFacts {
+    RunFacts {
+        micro_batch_tokens: None,
+        seed: 1,
+        num_embeddings: 1000,
+        tokenizer: String::new(),
+        config_hash: String::new(),
+        dataset_fingerprint: String::new(),
+        order: Default::default(),
+    }
+}
+
 fn model() -> Model {
     model_with(Precision::Fp32)
 }
@@ -117,15 +130,7 @@ fn averaged_weights_are_gathered_for_an_evaluation_and_given_back() {
 #[test]
 fn a_checkpoint_of_any_division_is_read_by_any_other() {
     on_ranks("state::a_checkpoint_of_any_division_is_read_by_any_other", &[2, 3], |comm| {
-        let facts = RunFacts {
-            micro_batch_tokens: None,
-            seed: 1,
-            num_embeddings: 1000,
-            tokenizer: String::new(),
-            config_hash: String::new(),
-            dataset_fingerprint: String::new(),
-            order: Default::default(),
-        };
+        let facts = facts();
         for sharded in [true, false] {
             let run_dir = std::env::temp_dir().join(format!(
                 "ilm-ranks-{}-{sharded}",
