@@ -146,20 +146,21 @@ parity() {
 }
 
 speed() {
-    local ranks name tokens exposed step efficiency use first=
+    local ranks name tokens exposed waited step efficiency use first=
     printf '\nspeed, bf16, %s steps, the same batch for each GPU\n' "$steps"
-    printf '  %4s %12s %10s %10s %10s %8s\n' GPUs tokens/s step_s efficiency exposed MFU
+    printf '  %4s %12s %10s %10s %10s %10s %8s\n' GPUs tokens/s step_s efficiency exposed waited MFU
     for ((ranks = 1; ranks <= gpus; ranks *= 2)); do
         name=speed-$ranks
         train "$name" "$ranks" "${LARGE[@]}" "per_device_batch_size=$batch" "global_batch_size=$((batch * ranks))" \
             "trainer.max_steps=$steps" trainer.device=cuda "${changes[@]}" || return 0
-        tokens=$(median "$name" tokens_per_s) step=$(median "$name" step_s) exposed=$(median "$name" comm_exposed_s)
+        tokens=$(median "$name" tokens_per_s) step=$(median "$name" step_s)
+        exposed=$(median "$name" comm_exposed_s) waited=$(median "$name" rank_wait_s)
         first=${first:-$tokens}
         efficiency=$(python3 -c "print($tokens / ($ranks * $first))")
-        exposed=$(python3 -c "print($exposed / $step)")
+        exposed=$(python3 -c "print($exposed / $step)") waited=$(python3 -c "print($waited / $step)")
         use=$(model_flops_utilisation "$name" "$tokens" "$ranks")
-        printf '  %4s %12.0f %10.4f %10.3f %9.1f%% %8s\n' "$ranks" "$tokens" "$step" "$efficiency" \
-            "$(python3 -c "print(100 * $exposed)")" "$use"
+        printf '  %4s %12.0f %10.4f %10.3f %9.1f%% %9.1f%% %8s\n' "$ranks" "$tokens" "$step" "$efficiency" \
+            "$(python3 -c "print(100 * $exposed)")" "$(python3 -c "print(100 * $waited)")" "$use"
         require "$name efficiency" "$efficiency >= $LEAST_EFFICIENCY"
         require "$name exposed communication" "$exposed <= $MOST_EXPOSED"
     done

@@ -30,8 +30,9 @@ fn quick(bench: &str, arguments: &[&str]) -> Finished {
     run(worker().args(["bench", bench, "--quick", "trainer.threads=1"]).args(arguments)).expect(0)
 }
 
-const STEP: [&str; 8] = [
+const STEP: [&str; 9] = [
     "exposed_s",
+    "rank_wait_s",
     "examples_per_s",
     "tokens_per_s",
     "useful_flops",

@@ -88,7 +88,9 @@ fn overlap_and_sharding_change_neither_losses_nor_parameters() {
             );
             assert!(close(&figures(&plain, "grad_norm"), &figures(&other, "grad_norm"), 1e-6));
             assert!(close(&validation_losses(&plain), &validation_losses(&other), 1e-6));
-            assert!(figures(&other, "comm_exposed_s").iter().all(|seconds| *seconds > 0.0));
+            let (exposed, waited) = (figures(&other, "comm_exposed_s"), figures(&other, "rank_wait_s"));
+            assert!(exposed.iter().zip(&waited).all(|(least, most)| 0.0 < *least && least <= most));
+            assert!(exposed != waited, "ranks never wait alike");
             let found = arenas(&other, STEPS as u64);
             for ((section, expected), (other, found)) in expected.iter().zip(&found) {
                 assert_eq!(section, other);

@@ -22,8 +22,10 @@ struct Line<'a> {
     /// Of one step; the figures below are of the median.
     median_s: f64,
     min_s: f64,
-    /// How long the slowest rank stood still in a step for gradients and parameters of others.
+    /// How long the rank that waited least stood still in a step for gradients and parameters of others.
     exposed_s: f64,
+    /// The same of the rank that waited most, so with its waiting for a slower rank.
+    rank_wait_s: f64,
     examples_per_s: f64,
     /// Visible tokens, special ones included.
     tokens_per_s: f64,
@@ -49,11 +51,12 @@ pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
     pass(&mut state, case, bench.comm, &mut reducer, &batches, &repacker)?; // warms up
     let peak_rss_mib = peak_rss_mib();
     let mut products = Products::new(state.model.shape(), &mine)?;
-    let (mut seconds, mut exposed) = (Samples::default(), Samples::default());
+    let [mut seconds, mut exposed, mut rank_wait] = [(); 3].map(|()| Samples::default());
     bench.rounds(|comm| {
         let passed = pass(&mut state, case, comm, &mut reducer, &batches, &repacker)?;
         seconds.push(passed.seconds);
         exposed.push(passed.exposed);
+        rank_wait.push(passed.rank_wait);
         products.round()
     })?;
 
@@ -71,6 +74,7 @@ pub fn step(bench: &mut Bench, case: &Case) -> anyhow::Result<()> {
         median_s,
         min_s: seconds.min(),
         exposed_s: exposed.median(),
+        rank_wait_s: rank_wait.median(),
         examples_per_s: per_second(work.examples),
         tokens_per_s: per_second(work.tokens),
         useful_flops,
@@ -94,10 +98,11 @@ pub(super) fn start(bench: &mut Bench, case: &Case) -> anyhow::Result<(TrainStat
     Ok((state, reducer))
 }
 
-/// Of a step, in the mean.
+/// Of a step, in the mean, in seconds.
 struct Passed {
     seconds: f64,
     exposed: f64,
+    rank_wait: f64,
 }
 
 /// Makes the given steps in a row, as training does: parameters of a step arrive during the next one. So what several ranks make first
@@ -118,13 +123,15 @@ fn pass(
     if let Some(last) = batches.last().filter(|_| comm.world_size() > 1) {
         make(comm, last)?;
     }
-    let (start, mut exposed) = (Instant::now(), Duration::ZERO);
+    let (start, mut exposed, mut rank_wait) = (Instant::now(), Duration::ZERO, Duration::ZERO);
     for batch in batches {
-        exposed += make(comm, batch)?.global.comm_exposed;
+        let figures = make(comm, batch)?.global;
+        exposed += figures.comm_exposed;
+        rank_wait += figures.rank_wait;
     }
-    let steps = batches.len().max(1) as f64;
-    let passed =
-        Passed { seconds: start.elapsed().as_secs_f64() / steps, exposed: exposed.as_secs_f64() / steps };
+    let [seconds, exposed, rank_wait] =
+        [start.elapsed(), exposed, rank_wait].map(|time| time.as_secs_f64() / batches.len().max(1) as f64);
+    let passed = Passed { seconds, exposed, rank_wait };
     reducer.finish_gather()?;
     Ok(passed)
 }

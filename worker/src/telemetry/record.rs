@@ -35,9 +35,11 @@ pub struct StepRecord {
     pub skipped_rows: u64,
     /// Whether the parameters were left as they were (see `skipped.jsonl`).
     pub update_skipped: bool,
-    /// Longest time that a rank stood still for gradients and parameters of others, in seconds: the gradients of this step and
-    /// the parameters after the step before.
+    /// How long the rank that waited least stood still for gradients and parameters of others, in seconds: the gradients of this
+    /// step and the parameters after the step before. This is the exchange itself.
     pub comm_exposed_s: f64,
+    /// The same of the rank that waited most: what it has beyond `comm_exposed_s` it waited for slower ranks.
+    pub rank_wait_s: f64,
     /// Duration of the step in seconds.
     pub step_s: f64,
     /// Seconds that training stood still for checkpoints since the record before; not part of `step_s`.

@@ -29,7 +29,7 @@ pub struct Reducer {
     /// Whether parameters from `rounded_from` on may be old on other ranks than those that update them.
     old: bool,
     failed: Option<CommError>,
-    exposed: Duration,
+    waited: Duration,
 }
 
 impl Reducer {
@@ -74,7 +74,7 @@ impl Reducer {
             gathers: false,
             old: false,
             failed: None,
-            exposed: Duration::ZERO,
+            waited: Duration::ZERO,
         }
     }
 
@@ -119,7 +119,7 @@ impl Reducer {
         for shared in self.plan.shared() {
             self.exchange.begin("gradients", ExchangeOp::AllReduce, shared.clone())?;
         }
-        self.exposed += self.exchange.finish()?;
+        self.waited += self.exchange.finish()?;
         self.gathers = false;
         Ok(())
     }
@@ -164,7 +164,7 @@ impl Reducer {
     fn wait_for_parameters(&mut self, range: Range<usize>) {
         if self.gathers && self.failed.is_none() {
             match self.exchange.wait_for(range) {
-                Ok(stood_still) => self.exposed += stood_still,
+                Ok(stood_still) => self.waited += stood_still,
                 Err(error) => self.failed = Some(error),
             }
         }
@@ -181,7 +181,7 @@ impl Reducer {
     /// If the exchange fails.
     pub fn finish_gather(&mut self) -> Result<(), CommError> {
         if std::mem::take(&mut self.gathers) {
-            self.exposed += self.exchange.finish()?;
+            self.waited += self.exchange.finish()?;
         }
         Ok(())
     }
@@ -201,8 +201,8 @@ impl Reducer {
     }
 
     /// How long this rank stood still for others since the last call.
-    pub fn take_exposed(&mut self) -> Duration {
-        std::mem::take(&mut self.exposed)
+    pub fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
     }
 }
 

@@ -43,7 +43,7 @@ fn reducer(overlaps: bool, sharded: bool) -> (Reducer, impl Fn() -> Asked) {
         gathers: false,
         old: false,
         failed: None,
-        exposed: Duration::ZERO,
+        waited: Duration::ZERO,
     };
     (reducer, move || std::mem::take(&mut *notes.lock().unwrap()))
 }
@@ -62,8 +62,8 @@ fn a_bucket_begins_when_all_of_it_is_final() {
         reducer.finish_gradients().unwrap();
         assert_eq!(begun(), [(ExchangeOp::AllReduce, 0..0), (ExchangeOp::AllReduce, 1 << 18..1 << 18)]);
     }
-    assert_eq!(reducer.take_exposed(), Duration::from_secs(2));
-    assert_eq!(reducer.take_exposed(), Duration::ZERO);
+    assert_eq!(reducer.take_waited(), Duration::from_secs(2));
+    assert_eq!(reducer.take_waited(), Duration::ZERO);
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_forward_pass_waits_for_parameters_that_are_on_their_way() {
     let (mut reducer, begun) = reducer(true, true);
     let pass = |reducer: &mut Reducer| {
         Passing { reducer: &mut *reducer, is_last: false }.needs(0..100);
-        reducer.take_exposed()
+        reducer.take_waited()
     };
     assert_eq!(pass(&mut reducer), Duration::ZERO);
     let windows = reducer.windows();
@@ -81,11 +81,11 @@ fn a_forward_pass_waits_for_parameters_that_are_on_their_way() {
     }
     assert_eq!((begun().len(), pass(&mut reducer)), (3, Duration::from_secs(5)));
     reducer.finish_gradients().unwrap();
-    assert_eq!((reducer.take_exposed(), pass(&mut reducer)), (Duration::from_secs(1), Duration::ZERO));
+    assert_eq!((reducer.take_waited(), pass(&mut reducer)), (Duration::from_secs(1), Duration::ZERO));
     reducer.begin_gather(0..1 << 18).unwrap();
     reducer.finish_gather().unwrap();
     reducer.finish_gather().unwrap();
-    assert_eq!((reducer.take_exposed(), pass(&mut reducer)), (Duration::from_secs(1), Duration::ZERO));
+    assert_eq!((reducer.take_waited(), pass(&mut reducer)), (Duration::from_secs(1), Duration::ZERO));
 }
 
 #[test]

@@ -90,9 +90,11 @@ pub struct GlobalFigures {
     pub failed: bool,
     /// Whether any rank was at work for a checkpoint in the background.
     pub saving: bool,
-    /// Longest time that a rank stood still for gradients and parameters of others: the gradients of this step, and the
-    /// parameters since the step before.
+    /// How long the rank that waited least stood still for gradients and parameters of others: the gradients of this step, and the
+    /// parameters since the step before. Every rank was there when the last one began to wait, so this is the exchange itself.
     pub comm_exposed: Duration,
+    /// The same of the rank that waited most, so with its waiting for slower ranks.
+    pub rank_wait: Duration,
 }
 
 /// What one rank tells the others beside its sums; the largest value of any rank counts.
@@ -109,7 +111,7 @@ pub struct RankFlags<'a> {
     /// Whether it is at work for a checkpoint in the background.
     pub saving: bool,
     /// How long it stood still for gradients and parameters of others; the step itself fills this in.
-    pub comm_exposed: Duration,
+    pub waited: Duration,
 }
 
 /// Sums over the examples of one rank's part of a global batch.
@@ -149,7 +151,7 @@ pub fn train_step(
     let mut sums = accumulate(state, config, comm.rank(), reducer, batch, &stops)?;
     reducer.finish_gradients()?;
     sums.squared_norm = squared_norm(state.model.arena().flat_grads(), &state.own)?;
-    let global = reduce_figures(comm, &sums, RankFlags { comm_exposed: reducer.take_exposed(), ..flags })?;
+    let global = reduce_figures(comm, &sums, RankFlags { waited: reducer.take_waited(), ..flags })?;
 
     if global.given_up {
         return Ok(StepFigures { global, grad_norm: 0.0, lr: 0.0, skipped: None });
@@ -268,10 +270,10 @@ fn reduce_figures(
     comm.all_reduce("step sums", ReduceOp::Sum, totals[..].as_mut().into())?;
     let flag = |set: bool| f64::from(u8::from(set));
     let fewest_ready = -(flags.ready_steps as f64);
-    let [data_wait, comm_exposed] = [flags.data_wait, flags.comm_exposed].map(|time| time.as_secs_f64());
+    let [data_wait, waited] = [flags.data_wait, flags.waited].map(|time| time.as_secs_f64());
     let stop = flags.stop.is_some_and(StopRequest::is_set);
     let [stop, saving, given_up, failed] = [stop, flags.saving, given_up, flags.failed].map(flag);
-    let mut largest = [data_wait, stop, saving, fewest_ready, comm_exposed, given_up, failed];
+    let mut largest = [data_wait, stop, saving, fewest_ready, waited, given_up, failed, -waited];
     comm.all_reduce("step flags", ReduceOp::Max, largest[..].as_mut().into())?;
     let [token_ce, stop_loss, examples, visible, computed, skipped, squared_norm, low, high] = totals;
     let per_example = 1.0 / examples.max(1.0);
@@ -290,7 +292,8 @@ fn reduce_figures(
         given_up: largest[5] > 0.0,
         failed: largest[6] > 0.0,
         saving: largest[2] > 0.0,
-        comm_exposed: Duration::from_secs_f64(largest[4]),
+        comm_exposed: Duration::from_secs_f64(-largest[7]),
+        rank_wait: Duration::from_secs_f64(largest[4]),
     })
 }
 

@@ -247,6 +247,7 @@ impl Steps<'_, '_> {
             skipped_rows: global.skipped_rows,
             update_skipped: figures.skipped.is_some(),
             comm_exposed_s: global.comm_exposed.as_secs_f64(),
+            rank_wait_s: global.rank_wait.as_secs_f64(),
             step_s,
             checkpoint_stall_s: std::mem::take(&mut self.saves.stall).as_secs_f64(),
             eta_s: 0.0,
