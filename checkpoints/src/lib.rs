@@ -19,7 +19,6 @@ mod disk;
 mod error;
 mod inspect;
 mod layout;
-mod lock;
 mod manifest;
 mod metrics;
 mod parallel;

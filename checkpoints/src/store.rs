@@ -5,23 +5,25 @@
 //! same step, `.lock` is held by the process that writes.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use files::{FileLock, LockError};
 
 use crate::config::CheckpointConfig;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::manifest::{MANIFEST_FILE, Manifest, RunState, ShardRecord};
+use crate::metrics;
 use crate::read::Checkpoint;
 use crate::retention::{expendable, ranked};
-use crate::{lock, metrics};
 
 const STEP: &str = "step-";
 const STAGING: &str = ".tmp-";
 const REPLACED: &str = ".old-";
+const LOCK: &str = ".lock";
 
 /// How long is waited before a checkpoint that the system failed to read is read again: five seconds in all, in which a network
 /// file system finds its server again. What lasts longer is for a person.
@@ -37,7 +39,7 @@ const PAUSES: [Duration; 4] = [
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
-    lock: Option<File>,
+    lock: Option<FileLock>,
     /// The step being saved; its staging directory is not stale.
     staging: Option<u64>,
     just_saved: Option<u64>,
@@ -351,7 +353,11 @@ impl Store {
         }
         disk::create_dir(&self.dir)?;
         self.dir.parent().map_or(Ok(()), disk::sync_dir)?;
-        self.lock = Some(lock::take(&self.dir)?);
+        let path = self.dir.join(LOCK);
+        self.lock = Some(FileLock::take(path.clone()).map_err(|error| match error {
+            LockError::Held { holder } => Error::Locked { path: self.dir.clone(), holder },
+            LockError::Io(e) => Error::io("write", &path, e),
+        })?);
         Ok(())
     }
 

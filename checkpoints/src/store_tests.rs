@@ -238,7 +238,7 @@ fn a_save_that_is_not_whole_is_refused_and_its_space_freed() {
     });
     assert!(matches!(error, Error::MissingShard { .. }), "{error}");
     let error = commit(&mut run.store, &|staging, records, _| {
-        let file = File::options().write(true).open(staging.dir().join(&records[1].file)).unwrap();
+        let file = fs::File::options().write(true).open(staging.dir().join(&records[1].file)).unwrap();
         file.set_len(records[1].bytes - 4).unwrap();
     });
     assert!(matches!(error, Error::WrongSize { .. }), "{error}");

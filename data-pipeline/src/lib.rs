@@ -20,6 +20,7 @@ mod loader;
 mod manifest;
 mod open;
 mod order;
+mod output;
 mod parquet;
 mod permutation;
 mod plan;

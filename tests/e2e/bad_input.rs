@@ -7,7 +7,8 @@ use std::process::Command;
 use test_support::data_dir;
 
 use crate::program::{
-    Finished, checkpoint_bits, checkpoint_steps, figures, mpirun, program, ranks, run, tiny_star, worker,
+    Finished, checkpoint_bits, checkpoint_steps, figures, last_step, mpirun, program, ranks, run, tiny_star,
+    worker,
 };
 
 const CONFIG: i32 = 2;
@@ -110,6 +111,37 @@ fn a_bad_row_costs_no_finished_step() {
         assert_eq!(figures(&stopped, "loss"), figures(&whole, "loss"));
         assert_eq!(figures(&stopped, "skipped_rows")[..3], [0.0, 0.0, 1.0]);
         assert!(checkpoint_bits(&stopped, 5) == checkpoint_bits(&whole, 5), "the final states differ");
+    }
+}
+
+/// The row is one of the validation, which comes after the second step; nothing is saved before the last one.
+#[test]
+fn a_bad_row_of_the_validation_costs_no_finished_step() {
+    for world_size in [1, 2] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [bad, good] = ["bad/null_texts.parquet", "lm1b-mini/train-00000-of-00008.parquet"]
+            .map(|name| data_dir().join(name).display().to_string());
+        let train = |on_bad_row: &str| {
+            let mut command = ranks(world_size);
+            command.args(["--experiment", "lm1b_ilm", "model=rotary_tiny", "trainer.threads=1"]);
+            command.args(["block_size=32", "per_device_batch_size=2", "global_batch_size=4"]);
+            command.args(["trainer.max_steps=3", "trainer.val_check_interval=2"]);
+            command.args([format!("data.train={good}"), format!("data.validation={bad}")]);
+            command
+                .args([format!("data.on_bad_row={on_bad_row}"), format!("data.tokenizer={}", tokenizer())]);
+            run(command.arg("--run-dir").arg(folder.path()))
+        };
+        let finished = train("error").expect(DATA);
+        let sentence = finished.sentence();
+        assert!(sentence.contains("null_texts.parquet") && sentence.contains("at row 8 "), "{sentence}");
+        assert!(finished.stdout.contains("the run ends after step 2, which is saved"), "{}", finished.stdout);
+        assert_eq!(checkpoint_steps(folder.path()), [2]);
+        let mut evaluate = ranks(world_size);
+        evaluate.args(["evaluate", "--split", "validation", "--run-dir"]).arg(folder.path());
+        let sentence = run(&mut evaluate).expect(DATA).sentence();
+        assert!(sentence.contains("null_texts.parquet"), "{sentence}");
+        train("skip").expect(0);
+        assert_eq!(last_step(folder.path()), 3);
     }
 }
 

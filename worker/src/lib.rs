@@ -14,6 +14,7 @@ pub mod exit;
 pub mod generate;
 pub mod host;
 pub mod jobs;
+pub mod json_lines;
 pub mod memory;
 pub mod optim;
 pub mod presets;

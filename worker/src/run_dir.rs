@@ -1,7 +1,7 @@
 //! The folder of one run: `config.toml`, `metrics.jsonl`, `digest.jsonl`, `checkpoints/`, `evaluations/`, `generations/`.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// A file or folder of a run cannot be used.
@@ -133,12 +133,7 @@ fn stays(name: &str) -> bool {
     name.starts_with("previous-") || ["logs", "heartbeats", "launcher.json", "index"].contains(&name)
 }
 
-/// Whether there is something that no file may take the place of: a folder, a device, a pipe.
-pub fn is_taken(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|found| !found.is_file())
-}
-
-/// Writes `content` to `path` so that a reader sees the old or the new file, never a part. A link stays, and leads to the new file.
+/// Writes `content` to `path` so that a reader sees the old or the new file, never a part; its folder is created if needed.
 ///
 /// # Errors
 /// If the disk refuses, or something else than a file is there.
@@ -146,108 +141,12 @@ pub fn replace_file(path: &Path, content: &str) -> Result<(), RunDirError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(RunDirError::new("create", folder))?;
     }
-    if is_taken(path) {
-        let other = io::Error::other("it is a folder, a device or a pipe, not a file");
-        return Err(RunDirError::new("write", path)(other));
-    }
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let mut temporary = target.clone().into_os_string();
-    temporary.push(".tmp");
-    let written = fs::File::create(&temporary)
-        .and_then(|mut file| file.write_all(content.as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&temporary, &target));
-    if written.is_err() {
-        // What is said is why it could not be written; a part of it is of no use.
-        let _ = fs::remove_file(&temporary);
-    }
-    written.map_err(RunDirError::new("write", path))
-}
-
-/// A file of JSON lines, open for appending.
-#[derive(Debug)]
-pub struct JsonLines {
-    file: fs::File,
-    path: PathBuf,
-    /// The largest step of a line that was there when it was opened.
-    newest: Option<u64>,
-}
-
-impl JsonLines {
-    /// Opens a file whose lines each have a `step`, and removes those of steps after `resume_step`, which will be run again.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn open(path: PathBuf, resume_step: u64) -> Result<Self, RunDirError> {
-        let old = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(RunDirError::new("read", &path)(error)),
-        };
-        let is_past = |line: &&str| step_of(line).is_some_and(|step| step <= resume_step);
-        // a line that a crash has damaged is no line
-        let text = old.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
-        let kept: String = text.filter(is_past).flat_map(|line| [line, "\n"]).collect();
-        if kept.as_bytes() != old {
-            replace_file(&path, &kept)?;
-        }
-        let newest = kept.lines().filter_map(step_of).max();
-        Ok(Self { newest, ..Self::append_to(path)? })
-    }
-
-    /// Whether a line of that step, or of a later one, was kept when the file was opened.
-    pub fn reaches(&self, step: u64) -> bool {
-        self.newest.is_some_and(|newest| newest >= step)
-    }
-
-    /// Opens the file to append to it as it is.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn append_to(path: PathBuf) -> Result<Self, RunDirError> {
-        let file = fs::OpenOptions::new().create(true).append(true).open(&path);
-        Ok(Self { file: file.map_err(RunDirError::new("open", &path))?, path, newest: None })
-    }
-
-    /// Appends one record as one line.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn append(&mut self, record: &impl serde::Serialize) -> Result<(), RunDirError> {
-        let line = serde_json::to_string(record).map_err(io::Error::from);
-        line.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()))
-            .map_err(RunDirError::new("append to", &self.path))
-    }
-}
-
-/// The step of a metrics line; none for a line that a crash cut off.
-fn step_of(line: &str) -> Option<u64> {
-    let value: serde_json::Value = serde_json::from_str(line).ok()?;
-    value.get("step")?.as_u64()
+    files::replace(path, content.as_bytes()).map_err(RunDirError::new("write", path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn resuming_removes_later_and_cut_off_lines() {
-        let folder = tempfile::tempdir().unwrap();
-        let run_dir = RunDir::new(folder.path());
-        fs::write(run_dir.metrics(), "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"st").unwrap();
-        let mut metrics = JsonLines::open(run_dir.metrics(), 2).unwrap();
-        metrics.append(&serde_json::json!({"step": 3, "again": true})).unwrap();
-        let text = fs::read_to_string(run_dir.metrics()).unwrap();
-        assert_eq!(text, "{\"step\":1}\n{\"step\":2}\n{\"again\":true,\"step\":3}\n");
-    }
-
-    #[test]
-    fn a_line_that_is_no_text_is_no_line() {
-        let folder = tempfile::tempdir().unwrap();
-        let run_dir = RunDir::new(folder.path());
-        fs::write(run_dir.metrics(), b"{\"step\":1}\n{\"step\":\xff\xfe}\n\0\0\n{\"step\":2}\n").unwrap();
-        JsonLines::open(run_dir.metrics(), 2).unwrap();
-        assert_eq!(fs::read_to_string(run_dir.metrics()).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
-    }
 
     #[test]
     fn a_fresh_start_keeps_the_old_run() {
@@ -261,28 +160,6 @@ mod tests {
             assert_eq!(fs::read_to_string(aside.join("metrics.jsonl")).unwrap(), format!("run {number}"));
         }
         assert!(!run_dir.metrics().exists());
-    }
-
-    #[test]
-    fn only_a_file_is_replaced_and_only_by_way_of_a_name_of_its_own() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        fs::write(at("texts.tmp"), "another's").unwrap();
-        fs::write(at("texts.jsonl"), "old").unwrap();
-        std::os::unix::fs::symlink(at("texts.jsonl"), at("link.jsonl")).unwrap();
-        replace_file(&at("link.jsonl"), "new").unwrap();
-        assert!(at("link.jsonl").is_symlink());
-        assert_eq!(fs::read_to_string(at("texts.jsonl")).unwrap(), "new");
-        assert_eq!(fs::read_to_string(at("texts.tmp")).unwrap(), "another's");
-
-        fs::create_dir(at("folder")).unwrap();
-        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        for name in ["folder", "pipe"] {
-            let sentence = replace_file(&at(name), "new").unwrap_err().to_string();
-            assert!(sentence.contains(name) && sentence.contains("not a file"), "{sentence}");
-            assert!(is_taken(&at(name)));
-        }
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5);
     }
 
     #[test]

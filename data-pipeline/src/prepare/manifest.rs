@@ -3,13 +3,15 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    output::replace_file,
+};
 
 /// The content of `prepare.json`: what every split of the folder was made of.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -90,50 +92,4 @@ fn differs(dir: &Path, split: &str, earlier: &Recipe, now: &Recipe) -> Error {
         "the {split} shards in '{}' were made with {difference}; use another output folder",
         dir.display()
     ))
-}
-
-/// Writes a file so that a reader sees the old or the new one, never a part. A link stays, and leads to the new file.
-///
-/// # Errors
-/// If the disk refuses, or something else than a file is there.
-pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
-    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        return Err(Error::Setting(format!(
-            "'{}' is a folder, a device or a pipe, not a file; name another file to write",
-            path.display()
-        )));
-    }
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let mut partial = target.clone().into_os_string();
-    partial.push(".partial");
-    let written = fs::File::create(&partial)
-        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&partial, &target));
-    if written.is_err() {
-        // What is said is why it could not be written; a part of it is of no use.
-        let _ = fs::remove_file(&partial);
-    }
-    written.map_err(|source| Error::Io { action: "write", path: path.to_owned(), source })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_file_is_replaced_and_only_by_way_of_a_name_of_its_own() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        fs::write(at("tokenizer.partial"), "another's").unwrap();
-        fs::write(at("tokenizer.json"), "old").unwrap();
-        replace_file(&at("tokenizer.json"), b"new").unwrap();
-        assert_eq!(fs::read_to_string(at("tokenizer.json")).unwrap(), "new");
-        assert_eq!(fs::read_to_string(at("tokenizer.partial")).unwrap(), "another's");
-
-        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
-        let error = replace_file(&at("socket"), b"new").unwrap_err();
-        assert!(error.is_config() && error.to_string().contains("not a file"), "{error}");
-        assert!(!fs::metadata(at("socket")).unwrap().is_file());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
-    }
 }

@@ -1,7 +1,6 @@
 //! Text shards become token shards, once, so that training need not tokenise: one input file, one output file.
 
 mod cut;
-mod lock;
 mod manifest;
 mod write;
 
@@ -12,8 +11,6 @@ use std::{
 };
 
 use cut::Cutter;
-pub(crate) use lock::lock;
-pub(crate) use manifest::replace_file;
 use manifest::{Manifest, Recipe};
 use write::ShardWriter;
 
@@ -22,6 +19,7 @@ use crate::{
     dataset::{DataFile, Dataset, Example},
     error::{Error, Result},
     open::Split,
+    output::lock,
     progress::{Amounts, Progress, in_parallel},
 };
 

@@ -23,7 +23,7 @@ use crate::{
     dataset::{Dataset, Example},
     error::{Error, Result},
     open::Split,
-    prepare::lock,
+    output::lock,
 };
 
 const ROWS_PER_FILE: u64 = 10_000;

@@ -22,7 +22,8 @@ use crate::{
     dataset::Dataset,
     error::{Error, Result},
     open::Split,
-    prepare::{replace_file, source_files},
+    output::replace_file,
+    prepare::source_files,
     progress::{Amounts, Progress, in_parallel},
 };
 

@@ -5,19 +5,18 @@ use ilm_model::metrics::{Scored, reference_scores, score};
 use ilm_model::{Model, Prediction, Prompt};
 
 use super::EvalContext;
+use super::outcome::{Outcome, sum_up};
 use super::report::Answers;
-use crate::comm::{Collectives, ReduceOp};
+use crate::comm::Collectives;
 
-/// Sums over rows, in the order of the fields of [`Answers`], the number of rows, and that of the ranks that were told to stop.
-type Sums = [f64; 7];
-
-const STOPPED: usize = 6;
+/// Sums over rows, in the order of the fields of [`Answers`], and the number of rows.
+type Sums = [f64; 6];
 
 pub(super) fn compare(
     context: &EvalContext<'_>,
     model: &Model,
     comm: &mut dyn Collectives,
-) -> anyhow::Result<Option<Answers>> {
+) -> anyhow::Result<Outcome<Answers>> {
     let config = context.config;
     let pad = context.assembly.special_ids().pad;
     let predictor = context.assembly.predictor(config)?;
@@ -29,38 +28,27 @@ pub(super) fn compare(
     let mut loader = EvalLoader::prompts(dataset, collator, plan, data.threads, data.prefetch_steps)?;
 
     let mut sums = Sums::default();
-    loop {
-        let batch = match loader.next_unless(&|| context.stop.is_set())? {
-            Next::Item(batch) => Some(batch),
-            Next::End => break,
-            Next::Stopped => None,
+    let end = loop {
+        let batch = match loader.next_unless(&|| context.stop.is_set()) {
+            Ok(Next::Item(batch)) => batch,
+            Ok(Next::Stopped) => break Outcome::Stopped,
+            Ok(Next::End) => break Outcome::Done(()),
+            Err(error) => break Outcome::Failed(Some(error)),
         };
-        let predict = |batch: &PromptBatch| {
-            predictor.predict_unless(&|| context.stops(), model, &prompts(batch), config.seed)
-        };
-        let predictions = batch.as_ref().map(predict).transpose()?.flatten();
-        let Some((batch, predictions)) = batch.zip(predictions) else {
-            sums[STOPPED] = 1.0;
-            break;
-        };
+        let prompts = prompts(&batch);
+        let predicted = predictor.predict_unless(&|| context.stops(), model, &prompts, config.seed)?;
+        let Some(predictions) = predicted else { break Outcome::Stopped };
         add_scores(&mut sums, &batch, &predictions, pad);
-    }
-    comm.all_reduce("evaluation answers", ReduceOp::Sum, sums[..].as_mut().into())?;
-    let [
-        exact_match,
-        token_accuracy,
-        reference_exact_match,
-        reference_token_accuracy,
-        inserted,
-        rows,
-        stopped,
-    ] = sums;
-    Ok((stopped == 0.0).then(|| Answers {
-        exact_match: exact_match / rows,
-        token_accuracy: token_accuracy / rows,
-        reference_exact_match: reference_exact_match / rows,
-        reference_token_accuracy: reference_token_accuracy / rows,
-        inserted_tokens: inserted / rows,
+    };
+    let totals = sum_up(comm, "evaluation answers", sums, end)?;
+    Ok(totals.map(|[exact_match, token_accuracy, reference_exact, reference_accuracy, inserted, rows]| {
+        Answers {
+            exact_match: exact_match / rows,
+            token_accuracy: token_accuracy / rows,
+            reference_exact_match: reference_exact / rows,
+            reference_token_accuracy: reference_accuracy / rows,
+            inserted_tokens: inserted / rows,
+        }
     }))
 }
 
@@ -98,7 +86,6 @@ fn add_scores(sums: &mut Sums, batch: &PromptBatch, predictions: &[Prediction], 
             reference.token_accuracy,
             prediction.insertions.len() as f64,
             1.0,
-            0.0,
         ];
         sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
     }

@@ -4,15 +4,16 @@ use data_pipeline::{EvalLoader, EvalPlan, Next};
 use ilm_model::Model;
 
 use super::EvalContext;
+use super::outcome::{Outcome, sum_up};
 use super::report::Losses;
-use crate::comm::{Collectives, ReduceOp};
+use crate::comm::Collectives;
 use crate::train::batch_view;
 
 pub(super) fn mean_losses(
     context: &EvalContext<'_>,
     model: &Model,
     comm: &mut dyn Collectives,
-) -> anyhow::Result<Option<Losses>> {
+) -> anyhow::Result<Outcome<Losses>> {
     let config = context.config;
     let dataset = &context.dataset;
     let plan = EvalPlan::new(dataset.len(), config.evaluation_rows(), comm.rank(), comm.world_size())?;
@@ -20,24 +21,20 @@ pub(super) fn mean_losses(
     let data = &config.data;
     let mut loader = EvalLoader::packed(dataset.clone(), collator, plan, data.threads, data.prefetch_steps)?;
 
-    // The last one counts the ranks that were told to stop.
-    let mut sums = [0f64; 4];
-    loop {
-        let batch = match loader.next_unless(&|| context.stop.is_set())? {
-            Next::Item(batch) if !context.stops() => batch,
-            Next::End => break,
-            Next::Item(_) | Next::Stopped => {
-                sums[3] = 1.0;
-                break;
-            }
+    let mut sums = [0f64; 3];
+    let end = loop {
+        let batch = match loader.next_unless(&|| context.stop.is_set()) {
+            Ok(Next::Item(batch)) if !context.stops() => batch,
+            Ok(Next::Item(_) | Next::Stopped) => break Outcome::Stopped,
+            Ok(Next::End) => break Outcome::Done(()),
+            Err(error) => break Outcome::Failed(Some(error)),
         };
         let parts = model.loss(&batch_view(&batch), &config.loss)?;
         let totals = [parts.ce.iter().sum::<f64>(), parts.length.iter().sum(), batch.rows() as f64];
         sums.iter_mut().zip(totals).for_each(|(sum, total)| *sum += total);
-    }
-    comm.all_reduce("evaluation losses", ReduceOp::Sum, sums[..].as_mut().into())?;
-    let [token_ce, stop_loss, examples, stopped] = sums;
-    Ok((stopped == 0.0).then(|| Losses {
+    };
+    let totals = sum_up(comm, "evaluation losses", sums, end)?;
+    Ok(totals.map(|[token_ce, stop_loss, examples]| Losses {
         examples: examples as u64,
         loss: (token_ce + stop_loss) / examples,
         token_ce: token_ce / examples,

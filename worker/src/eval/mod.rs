@@ -2,6 +2,7 @@
 
 mod answers;
 mod losses;
+mod outcome;
 mod report;
 
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use data_pipeline::{Dataset, Task};
 use ilm_model::Model;
 
+pub use self::outcome::Outcome;
 pub use self::report::{Report, ReportOfStep};
 use crate::assembly::Assembly;
 use crate::comm::Collectives;
@@ -36,19 +38,25 @@ impl EvalContext<'_> {
     }
 }
 
-/// Measures `model`; the report is the same on all ranks. There is none if any rank was told to stop before the end.
+/// Measures `model`; the report is the same on all ranks.
 ///
 /// # Errors
-/// Rows that cannot be read, failing collectives.
+/// A plan that no rank can have, rows that the model refuses, failing collectives.
 pub fn evaluate(
     context: &EvalContext<'_>,
     model: &Model,
     comm: &mut dyn Collectives,
-) -> anyhow::Result<Option<Report>> {
-    let Some(losses) = losses::mean_losses(context, model, comm)? else { return Ok(None) };
-    let answers = match context.config.data.task {
-        Task::Star => answers::compare(context, model, comm)?,
-        Task::Text => return Ok(Some(Report { losses, answers: None })),
+) -> anyhow::Result<Outcome<Report>> {
+    let losses = match losses::mean_losses(context, model, comm)? {
+        Outcome::Done(losses) => losses,
+        Outcome::Stopped => return Ok(Outcome::Stopped),
+        Outcome::Failed(error) => return Ok(Outcome::Failed(error)),
     };
-    Ok(answers.map(|answers| Report { losses, answers: Some(answers) }))
+    match context.config.data.task {
+        Task::Star => {
+            let answers = answers::compare(context, model, comm)?;
+            Ok(answers.map(|answers| Report { losses, answers: Some(answers) }))
+        }
+        Task::Text => Ok(Outcome::Done(Report { losses, answers: None })),
+    }
 }

@@ -1,13 +1,11 @@
 //! Generating texts with a trained model, shared by all ranks.
 
-mod lock;
 mod partial;
 mod record;
 mod requests;
 
 use ilm_model::Model;
 
-pub use self::lock::OutputLock;
 pub use self::partial::{Partial, PartialFile, digest};
 pub use self::record::{Record, Summary};
 pub use self::requests::{Limits, Request, RequestError, Source, requests};

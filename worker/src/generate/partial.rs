@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use files::{FileLock, LockError};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::lock::OutputLock;
 use super::record::Record;
 use super::requests::Request;
-use crate::run_dir::{JsonLines, RunDirError, replace_file};
+use crate::json_lines::JsonLines;
+use crate::run_dir::{RunDirError, replace_file};
 use crate::say;
 
 /// The files of finished texts, one of each rank.
@@ -38,8 +39,20 @@ impl Partial {
     ///
     /// # Errors
     /// If another one does, or the disk refuses.
-    pub fn lock(&self) -> Result<OutputLock, RunDirError> {
-        OutputLock::take(self.output.with_file_name(format!("{}lock", self.name())), &self.output)
+    pub fn lock(&self) -> Result<FileLock, RunDirError> {
+        let path = self.output.with_file_name(format!("{}lock", self.name()));
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(RunDirError::new("create", folder))?;
+        }
+        FileLock::take_for_a_while(path).map_err(|error| {
+            let why = match error {
+                LockError::Held { holder } => io::Error::other(format!(
+                    "another process is writing it (process {holder}); wait for its end, or name another --output"
+                )),
+                LockError::Io(source) => source,
+            };
+            RunDirError::new("write", &self.output)(why)
+        })
     }
 
     /// The finished texts of these requests, whose ids count from 0, in order; they are moved to rank 0's file. A file that holds

@@ -6,10 +6,10 @@ use data_pipeline::{Dataset, Split};
 use serde::Serialize;
 
 use super::offline::{Loaded, Offline, Weights};
-use super::rows::assert_same_rows;
+use super::shared_rows::{assert_same_rows, end_by_data};
 use crate::cli::{EvaluateArgs, SplitArg};
 use crate::comm::Collectives;
-use crate::eval::{self, EvalContext, Report, ReportOfStep};
+use crate::eval::{self, EvalContext, Outcome, Report, ReportOfStep};
 use crate::exit;
 use crate::run_dir::replace_file;
 use crate::say;
@@ -63,11 +63,15 @@ impl Evaluation<'_> {
             dataset: Arc::clone(&self.dataset),
             stop: &self.stop,
         };
-        let Some(report) = eval::evaluate(&context, &loaded.model, comm)? else {
-            if comm.rank() == 0 {
-                say!("stopped by a signal before the evaluation was done; start again for its figures");
+        let report = match eval::evaluate(&context, &loaded.model, comm)? {
+            Outcome::Done(report) => report,
+            Outcome::Stopped => {
+                if comm.rank() == 0 {
+                    say!("stopped by a signal before the evaluation was done; start again for its figures");
+                }
+                return Ok(exit::PREEMPTED);
             }
-            return Ok(exit::PREEMPTED);
+            Outcome::Failed(error) => return end_by_data(comm, error),
         };
         if comm.rank() == 0 {
             self.publish(&loaded, report)?;

@@ -13,7 +13,7 @@ use crate::exit;
 use crate::generate::{
     Limits, Partial, Record, Request, Source, Summary, digest, generate as generate_all, requests,
 };
-use crate::run_dir::{is_taken, replace_file};
+use crate::run_dir::replace_file;
 use crate::say;
 use crate::signals::StopRequest;
 use crate::vitals::{self, Phase};
@@ -46,7 +46,7 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<i32> {
 
 /// Refuses what the texts cannot be written to, before there are any.
 fn check_output(output: &Path) -> anyhow::Result<()> {
-    if output.file_name().is_none() || is_taken(output) {
+    if output.file_name().is_none() || files::is_taken(output) {
         bail!("--output {} is a folder, a device or a pipe; name a file to write", output.display());
     }
     Ok(())

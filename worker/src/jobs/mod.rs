@@ -13,6 +13,7 @@ mod prepare;
 mod recorded;
 mod replay;
 mod rows;
+mod shared_rows;
 mod train;
 mod train_tokenizer;
 mod verify_resume;

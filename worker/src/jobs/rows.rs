@@ -3,23 +3,10 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use data_pipeline::{Dataset, DescribeOptions, PackedBatch, Tokenizer, describe_batch};
+use data_pipeline::{DescribeOptions, PackedBatch, Tokenizer, describe_batch};
 use serde::Serialize;
 
-use crate::comm::{Collectives, CommError, assert_equal};
 use crate::run_dir::{RunDirError, replace_file};
-
-/// Fails unless all ranks see the same rows; files may have come to some hosts only.
-///
-/// # Errors
-/// [`CommError::Unequal`] names the ranks that see others; or a failing collective.
-pub(super) fn assert_same_rows(
-    comm: &mut dyn Collectives,
-    what: &'static str,
-    dataset: &dyn Dataset,
-) -> Result<(), CommError> {
-    assert_equal(comm, what, format!("{} rows with the fingerprint {}", dataset.len(), dataset.fingerprint()))
-}
 
 /// What one rank computes in one step.
 pub(super) struct RankBatch<'a> {

@@ -36,7 +36,7 @@ pub struct Saver {
     phase: Phase,
     failed_in_row: u32,
     saved: Option<Saved>,
-    /// Figures that came while the store was away: step, name, value.
+    /// Figures that came while the store was away, or that the disk has refused: step, name, value.
     figures: Vec<(u64, String, f64)>,
 }
 
@@ -242,21 +242,24 @@ impl Saver {
         self.saved.take()
     }
 
-    /// Records a figure with the checkpoint of `step`, if there is one or one is being saved. For rank 0.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn record_figure(&mut self, step: u64, name: &str, value: f64) -> Result<(), checkpoints::Error> {
+    /// Records a figure with the checkpoint of `step`, if there is one or one is being saved. One that the disk refuses is recorded
+    /// after a later save. For rank 0.
+    pub fn record_figure(&mut self, step: u64, name: &str, value: f64) {
         self.figures.push((step, name.to_owned(), value));
-        self.record_held_figures()
+        self.record_held_figures();
     }
 
-    fn record_held_figures(&mut self) -> Result<(), checkpoints::Error> {
-        let Some(store) = &mut self.store else { return Ok(()) };
-        for (step, name, value) in self.figures.drain(..) {
-            store.record_metric(step, &name, value)?;
-        }
-        Ok(())
+    fn record_held_figures(&mut self) {
+        let Some(store) = &mut self.store else { return };
+        self.figures.retain(|(step, name, value)| match store.record_metric(*step, name, *value) {
+            Ok(_) => false,
+            Err(error) => {
+                telemetry::warn(&format!(
+                    "{name} of step {step} is not recorded with its checkpoint: {error}"
+                ));
+                matches!(error, checkpoints::Error::Io { .. })
+            }
+        });
     }
 
     /// All shards are durable and rank 0 commits them; or one is not, and the save is given up.
@@ -305,7 +308,8 @@ impl Saver {
         let committed = together(comm, "checkpoint commit", committed)?;
         timings.commit = committed.map_or(Duration::ZERO, |committed| committed.took);
         self.succeeded(step, timings);
-        Ok(self.record_held_figures()?)
+        self.record_held_figures();
+        Ok(())
     }
 
     /// Space may be what was missing, so the half checkpoint goes, once this rank does not write to it any more; the first error is

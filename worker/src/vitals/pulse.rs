@@ -2,8 +2,9 @@
 //!
 //! What lies in `RUN/heartbeats/rank-K.json`, and who reads it, is written down in `ilm-launch`, module `heartbeat`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -102,9 +103,19 @@ impl Heart {
             "waits": here.waits,
             "updated_unix_ms": now.as_millis() as u64,
         });
-        let staged = self.path.with_extension("tmp");
-        fs::write(&staged, beat.to_string() + "\n")?;
-        fs::rename(&staged, &self.path)
+        let (staged, text) = (self.path.with_extension("tmp"), beat.to_string() + "\n");
+        fs::write(&staged, &text)
+            .and_then(|()| fs::rename(&staged, &self.path))
+            .or_else(|_| self.write_over(text))
+    }
+
+    /// Where a disk has no room for a second file the first one has: a rank must not look dead because a disk is full.
+    fn write_over(&self, mut text: String) -> io::Result<()> {
+        let file = File::options().write(true).open(&self.path)?;
+        let old = file.metadata()?.len() as usize;
+        // In one piece, and blanks behind it: who reads meanwhile finds no half of the old text.
+        text.extend(std::iter::repeat_n(' ', old.saturating_sub(text.len())));
+        file.write_all_at(text.as_bytes(), 0)
     }
 }
 
@@ -139,6 +150,19 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_without_room_for_a_second_file_keeps_the_first_one_up_to_date() {
+        let folder = tempfile::tempdir().unwrap();
+        let heart = Heart { path: folder.path().join("rank-0.json"), rank: 0, host: "here".into() };
+        fs::write(&heart.path, format!("{{\"rank\":7}}{}", " ".repeat(1000))).unwrap();
+        // Nothing can be written there.
+        fs::create_dir(folder.path().join("rank-0.tmp")).unwrap();
+        heart.beat().unwrap();
+        let text = fs::read_to_string(&heart.path).unwrap();
+        let beat: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&beat["rank"], &beat["host"], text.len()), (&json!(0), &json!("here"), 1010));
+    }
+
+    #[test]
     fn a_heartbeat_of_a_live_process_is_respected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rank-0.json");
@@ -151,7 +175,7 @@ mod tests {
         assert!(!is_fresh_of(&host::name(), u32::MAX));
         assert!(is_fresh_of("elsewhere", u32::MAX));
         let old = SystemTime::now() - 2 * LATELY;
-        fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
         assert!(!is_fresh(&path));
     }
 }

@@ -4,7 +4,8 @@ use data_pipeline::{GlobalOrder, StepBatch};
 use serde::Serialize;
 
 use super::data::TrainingData;
-use crate::run_dir::{JsonLines, RunDir, RunDirError};
+use crate::json_lines::JsonLines;
+use crate::run_dir::RunDir;
 use crate::train::{Skip, StepDigest, StepFigures};
 
 /// The files of a run that tell of its steps.
@@ -42,18 +43,10 @@ impl Ledger {
     }
 
     /// Writes down a finished step.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub(super) fn write(
-        &mut self,
-        digest: &StepDigest,
-        batch: &StepBatch,
-        figures: &StepFigures,
-    ) -> Result<(), RunDirError> {
+    pub(super) fn write(&mut self, digest: &StepDigest, batch: &StepBatch, figures: &StepFigures) {
         if let Some(reason) = figures.skipped {
             let keys = self.order.keys(batch.position..batch.next_position);
-            self.skipped.append(&SkippedStep {
+            self.skipped.note(&SkippedStep {
                 step: digest.step,
                 reason,
                 loss: figures.loss(),
@@ -61,8 +54,8 @@ impl Ledger {
                 position: batch.position,
                 next_position: batch.next_position,
                 samples: keys.map(|key| key.row).collect(),
-            })?;
+            });
         }
-        self.digest.append(digest)
+        self.digest.note(digest);
     }
 }

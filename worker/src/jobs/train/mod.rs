@@ -15,7 +15,7 @@ use checkpoints::{Checkpoint, Store};
 use data_pipeline::{DataConfig, Dataset, DatasetManifest, Split};
 use ilm_model::Precision;
 
-use super::rows::assert_same_rows;
+use super::shared_rows::assert_same_rows;
 use crate::assembly::Assembly;
 use crate::cli::TrainArgs;
 use crate::comm::{Collectives, CommError, LaunchEnv, assert_equal, connect};

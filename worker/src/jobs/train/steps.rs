@@ -11,10 +11,11 @@ use super::Run;
 use super::ledger::Ledger;
 use super::saves::{Saves, TooLate};
 use crate::comm::Collectives;
-use crate::eval::{self, EvalContext};
+use crate::eval::{self, EvalContext, Outcome, Report};
 use crate::exit;
 use crate::jobs::rows::RankBatch;
-use crate::run_dir::JsonLines;
+use crate::jobs::shared_rows::end_by_data;
+use crate::json_lines::JsonLines;
 use crate::say;
 use crate::signals::LEAD_VARIABLE;
 use crate::telemetry::{self, Progress, StepRecord};
@@ -46,9 +47,9 @@ impl Steps<'_, '_> {
         let _phase = vitals::phase(Phase::Train);
         let finished = self.is_finished(state, &schedule);
         if self.owes_validation(state.step, finished, view.as_ref())?
-            && !self.validate(state, view.as_mut())?
+            && let Some(code) = self.validate(state, view.as_mut())?
         {
-            return self.stop(state, view.as_ref());
+            return Ok(code);
         }
         while state.step < config.trainer.max_steps {
             let started = Instant::now();
@@ -88,8 +89,8 @@ impl Steps<'_, '_> {
             self.save_in_background(state, due && !at_once && !stops, figures.global.saving)?;
             if let Some(view) = &mut view {
                 // A step is on record before its checkpoint is valid, so that no resumed run lacks a record.
-                view.show(&self.record(state, &figures, duration))?;
-                view.ledger.write(&digest, &batch, &figures)?;
+                view.show(&self.record(state, &figures, duration));
+                view.ledger.write(&digest, &batch, &figures);
             }
             if stops {
                 return self.stop(state, view.as_ref());
@@ -98,8 +99,10 @@ impl Steps<'_, '_> {
                 self.save_standing(state, finished)?;
             }
             self.tell_of_save(view.as_ref());
-            if self.validates_at(state.step, finished) && !self.validate(state, view.as_mut())? {
-                return self.stop(state, view.as_ref());
+            if self.validates_at(state.step, finished)
+                && let Some(code) = self.validate(state, view.as_mut())?
+            {
+                return Ok(code);
             }
         }
         self.reducer.finish_gather()?;
@@ -154,12 +157,7 @@ impl Steps<'_, '_> {
             let kept = if is_saved { ", which is saved" } else { "" };
             say!("a rank cannot get its data: the run ends after step {}{kept}", state.step);
         }
-        if let Some(error) = failed {
-            return Err(error.into());
-        }
-        // The rank with the error never comes here: it ends this one.
-        self.comm.barrier("end by an error")?;
-        Ok(exit::DATA)
+        end_by_data(self.comm, failed)
     }
 
     /// Saves the state after the last whole step, if that is not saved yet and there is time.
@@ -316,27 +314,36 @@ impl Steps<'_, '_> {
         Ok(lacks[0] > 0.0)
     }
 
-    /// Whether it came to its end: a signal ends it early.
-    fn validate(&mut self, state: &mut TrainState, view: Option<&mut View>) -> anyhow::Result<bool> {
+    /// Measures the model; the result is the exit code if the run ends with that, by a signal or because a rank cannot have its rows.
+    fn validate(&mut self, state: &mut TrainState, view: Option<&mut View>) -> anyhow::Result<Option<i32>> {
+        let report = match self.measure(state)? {
+            None => return Ok(None),
+            Some(Outcome::Done(report)) => report,
+            Some(Outcome::Stopped) => return self.stop(state, view.as_deref()).map(Some),
+            Some(Outcome::Failed(error)) => return self.fail(state, view.as_deref(), error).map(Some),
+        };
+        if let Some(view) = view {
+            let step = state.step;
+            view.progress.say(&format!("validation at step {step}: {report}"));
+            view.validation.note(&report.of_step(step));
+            if let Some(name) = &self.run.config().checkpoint.monitor
+                && let Some(value) = report.figure(name)
+            {
+                self.saver.record_figure(step, name, value);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The model's figures, if there is something to measure it on.
+    fn measure(&mut self, state: &mut TrainState) -> anyhow::Result<Option<Outcome<Report>>> {
         let run = self.run;
-        let Some(dataset) = &run.validation else { return Ok(true) };
+        let Some(dataset) = &run.validation else { return Ok(None) };
         let _phase = vitals::phase(Phase::Validate);
-        let step = state.step;
         let dataset = Arc::clone(dataset);
         let context = EvalContext { config: run.config(), assembly: &run.assembly, dataset, stop: &run.stop };
         let Self { comm, reducer, .. } = self;
-        let report = state.with_averaged_weights(reducer, |model| eval::evaluate(&context, model, *comm))?;
-        let Some(report) = report else { return Ok(false) };
-        if let Some(view) = view {
-            view.progress.say(&format!("validation at step {step}: {report}"));
-            view.validation.append(&report.of_step(step))?;
-            if let Some(name) = &run.config().checkpoint.monitor
-                && let Some(value) = report.figure(name)
-            {
-                self.saver.record_figure(step, name, value)?;
-            }
-        }
-        Ok(true)
+        state.with_averaged_weights(reducer, |model| eval::evaluate(&context, model, *comm)).map(Some)
     }
 }
 
@@ -355,15 +362,14 @@ struct View {
 }
 
 impl View {
-    fn show(&mut self, record: &StepRecord) -> anyhow::Result<()> {
+    fn show(&mut self, record: &StepRecord) {
         const PAST: f64 = 0.95;
         let recent =
             self.recent_step_s.map_or(record.step_s, |past| PAST * past + (1.0 - PAST) * record.step_s);
         self.recent_step_s = Some(recent);
         let record =
             StepRecord { eta_s: self.progress.remaining(record.step) as f64 * recent, ..record.clone() };
-        self.metrics.append(&record)?;
+        self.metrics.note(&record);
         self.progress.show(&record);
-        Ok(())
     }
 }

@@ -1,0 +1,31 @@
+//! What ranks owe each other where they share rows: they see the same, and if one cannot have its own, all end.
+
+use data_pipeline::{Dataset, Error};
+
+use crate::comm::{Collectives, CommError, assert_equal};
+use crate::exit;
+
+/// Fails unless all ranks see the same rows; files may have come to some hosts only.
+///
+/// # Errors
+/// [`CommError::Unequal`] names the ranks that see others; or a failing collective.
+pub(super) fn assert_same_rows(
+    comm: &mut dyn Collectives,
+    what: &'static str,
+    dataset: &dyn Dataset,
+) -> Result<(), CommError> {
+    assert_equal(comm, what, format!("{} rows with the fingerprint {}", dataset.len(), dataset.fingerprint()))
+}
+
+/// Ends the job on all ranks because one cannot have its rows; `error` is that of this rank. The result is the exit code.
+///
+/// # Errors
+/// That error.
+pub(super) fn end_by_data(comm: &mut dyn Collectives, error: Option<Error>) -> anyhow::Result<i32> {
+    if let Some(error) = error {
+        return Err(error.into());
+    }
+    // The rank with the error never comes here: it ends this one.
+    comm.barrier("end by an error")?;
+    Ok(exit::DATA)
+}
