@@ -2,7 +2,8 @@
 # Says whether this machine's GPUs train as they should: equal losses on processor and GPUs, speed on 1, 2, 4 .. GPUs,
 # communication that computation does not hide, checkpoints that go from one number of GPUs to another, and bits that repeat.
 #
-#   scripts/setup.sh --gpu && cargo build --release --workspace --bins && scripts/gpu-acceptance.sh [OPTION..] [KEY=VALUE..]
+#   scripts/setup.sh --gpu && PATH="$HOME/.cargo/bin:$PATH" cargo build --release --locked --workspace --bins
+#   scripts/gpu-acceptance.sh [OPTION..] [KEY=VALUE..]
 #
 #   --out DIR       where runs and the table go [default: runs/gpu-acceptance, which must not exist]
 #   --gpus N        use N GPUs at most
@@ -10,7 +11,7 @@
 #   --batch N       examples of a step for each GPU in these [default: 64]
 #   --peak TFLOPS   bf16 products of one GPU without sparsity [default: by the GPU's name]
 #
-# KEY=VALUE changes the runs that are measured for speed, for example model=gpt2_small.
+# KEY=VALUE changes the runs that are measured for speed, for example model=gpt2_small, whatever this script sets there.
 # Exit codes: 0 passed, 1 something failed, 2 usage, 77 there is no GPU.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -37,7 +38,7 @@ failures=()
 main() {
     parse_arguments "$@"
     find_gpus
-    [[ -x target/release/ilm-worker ]] || stop "target/release/ilm-worker is missing: run cargo build --release --workspace --bins"
+    [[ -x target/release/ilm-worker ]] || stop "target/release/ilm-worker is missing: build it as --help says"
     [[ ! -e $out ]] || stop "$out exists: move it away or choose another --out"
     mkdir -p "$out/logs"
     {
@@ -69,7 +70,7 @@ parse_arguments() {
                 sed -n '2,/^set/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
                 exit 0
                 ;;
-            *=*) changes+=("$1") ;;
+            [!-]*=*) changes+=("$1") ;;
             *) stop "unknown argument $1; see --help" ;;
         esac
         shift
@@ -104,6 +105,19 @@ train() {
         fail "$name: $(grep '^error: ' "$out/logs/$name.txt" | tail -n 1 || true) (see $out/logs/$name.txt)"
         return 1
     fi
+}
+
+# changed SETTING..: the settings less those that KEY=VALUE gives otherwise, then KEY=VALUE; a line each. The worker refuses a key
+# that is given twice.
+changed() {
+    local setting change
+    for setting in "$@"; do
+        for change in "${changes[@]}"; do
+            [[ ${setting%%=*} != "${change%%=*}" ]] || continue 2
+        done
+        printf '%s\n' "$setting"
+    done
+    ((${#changes[@]} == 0)) || printf '%s\n' "${changes[@]}"
 }
 
 fail() {
@@ -146,13 +160,14 @@ parity() {
 }
 
 speed() {
-    local ranks name tokens exposed waited step efficiency use first=
+    local ranks name tokens exposed waited step efficiency use settings first=
     printf '\nspeed, bf16, %s steps, the same batch for each GPU\n' "$steps"
     printf '  %4s %12s %10s %10s %10s %10s %8s\n' GPUs tokens/s step_s efficiency exposed waited MFU
     for ((ranks = 1; ranks <= gpus; ranks *= 2)); do
         name=speed-$ranks
-        train "$name" "$ranks" "${LARGE[@]}" "per_device_batch_size=$batch" "global_batch_size=$((batch * ranks))" \
-            "trainer.max_steps=$steps" trainer.device=cuda "${changes[@]}" || return 0
+        mapfile -t settings < <(changed "${LARGE[@]}" "per_device_batch_size=$batch" \
+            "global_batch_size=$((batch * ranks))" "trainer.max_steps=$steps" trainer.device=cuda)
+        train "$name" "$ranks" "${settings[@]}" || return 0
         tokens=$(median "$name" tokens_per_s) step=$(median "$name" step_s)
         exposed=$(median "$name" comm_exposed_s) waited=$(median "$name" rank_wait_s)
         first=${first:-$tokens}

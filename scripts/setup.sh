@@ -3,8 +3,8 @@
 #
 #   scripts/setup.sh         libtorch for CPUs (a download of about 600 MB, 1.2 GB on disk)
 #   scripts/setup.sh --gpu   libtorch with everything CUDA needs (several GB)
-#   scripts/setup.sh --test  also what only the tests need: Slurm, shellcheck, ip, and Python packages (an S3 server, writers of
-#                            Parquet files, NCCL)
+#   scripts/setup.sh --test  also what only the tests need: cargo-nextest, Slurm, shellcheck, ip, and Python packages (an S3 server,
+#                            writers of Parquet files, NCCL)
 #
 # For Debian and Ubuntu on x86_64, as root or with sudo; on other systems it works where the tools are there already.
 # What is present is left alone, so running it again is quick and needs no network. libtorch and the Python packages are
@@ -35,7 +35,10 @@ main() {
     install_rust
     install_libtorch
     check_libraries "$root/.libtorch" || fail "libraries that libtorch needs are missing: $missing_libraries"
-    if $for_tests; then install_python_tests; fi
+    if $for_tests; then
+        install_nextest
+        install_python_tests
+    fi
     say "ready: build with cargo build --release"
 }
 
@@ -84,12 +87,13 @@ check_machine() {
 missing_packages() {
     has g++ && has make || echo build-essential
     has pkg-config || echo pkg-config
-    has mpicc || echo libopenmpi-dev
-    { has mpirun && mpirun --version 2>/dev/null | grep -q 'Open MPI'; } || echo openmpi-bin
+    # Another MPI's programs are called the same.
+    says_open_mpi "${MPICC:-mpicc}" --showme:version || echo libopenmpi-dev
+    says_open_mpi mpirun --version || echo openmpi-bin
     has clang || echo clang
     has_libclang || echo libclang-dev
     has python3 || echo python3
-    { has python3 && python3 -m pip --version >/dev/null 2>&1; } || echo python3-pip
+    python_with_pip >/dev/null || echo python3-pip
     has curl || echo curl
     [[ -e /etc/ssl/certs/ca-certificates.crt || -e /etc/pki/tls/certs/ca-bundle.crt ]] || echo ca-certificates
     has git || echo git
@@ -102,6 +106,17 @@ missing_packages() {
             printf '%s\n' munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins
         python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     fi
+}
+
+says_open_mpi() { "$@" 2>/dev/null | grep -q 'Open MPI'; }
+
+# The first Python that has pip, which a virtual environment that is active may lack.
+python_with_pip() {
+    local python
+    for python in python3 /usr/bin/python3; do
+        "$python" -m pip --version >/dev/null 2>&1 && echo "$python" && return
+    done
+    return 1
 }
 
 has_libclang() {
@@ -127,6 +142,8 @@ install_packages() {
     "${as_root[@]}" apt-get update -qq || fail "the package lists cannot be fetched, so these are missing: ${packages[*]}"
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" \
         >/dev/null || fail "apt-get could not install ${packages[*]}"
+    [[ $(missing_packages) != *openmpi* ]] ||
+        fail "Open MPI is installed, but mpicc or mpirun is another MPI's: let Open MPI's folder come first in PATH"
 }
 
 rust_version() { cargo --version 2>/dev/null | cut -d ' ' -f 2; }
@@ -150,10 +167,12 @@ install_rust() {
     fi
     at_least "$(rust_version)" "$OLDEST_RUST" ||
         fail "cargo is version $(rust_version), but $OLDEST_RUST or newer is needed; choose one by: rustup default stable"
-    if ! has cargo-nextest; then
-        say "installing cargo-nextest"
-        cargo install --quiet --locked cargo-nextest || fail "cargo could not install cargo-nextest, which runs the tests"
-    fi
+}
+
+install_nextest() {
+    has cargo-nextest && return
+    say "installing cargo-nextest"
+    cargo install --quiet --locked cargo-nextest || fail "cargo could not install cargo-nextest, which runs the tests"
 }
 
 # is_complete FOLDER: whether it holds the right version, with what the chosen set needs.
@@ -242,7 +261,8 @@ fill_cache() {
 # download FOLDER: fills it with the wheels of the chosen set.
 download() {
     say "installing libtorch $TORCH ($set_name)"
-    local packages=("torch==$TORCH") options=() platform
+    local packages=("torch==$TORCH") options=() platform python
+    python=$(python_with_pip) || fail "no Python here has pip, by which libtorch is installed"
     if [[ $set_name == cpu ]]; then
         # The default wheel is one for CUDA; these two are all that its CPU part loads of that.
         packages+=('nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cupti==13.0.*')
@@ -253,7 +273,7 @@ download() {
         options+=(--platform "${platform}_x86_64")
     done
     export PIP_ROOT_USER_ACTION=ignore
-    python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile --target "$1" \
+    "$python" -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile --target "$1" \
         --only-binary=:all: --implementation cp --python-version "$WHEEL_PYTHON" "${options[@]}" "${packages[@]}" ||
         fail "pip could not install torch $TORCH; is PyPI within reach, and is there space in ${1%/*}?"
 }

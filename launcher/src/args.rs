@@ -206,4 +206,5 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 all ranks ended well, 1 mpirun or launcher failed, 2 usage or configuration, 3 data, 4 checkpoint,
-5 communication, 6 non-finite loss, 75 preempted after saving what there was, 101 panic, 128+n signal n.";
+5 communication, 6 non-finite loss, 7 not what the run recorded, 75 preempted after saving what there was, 101 panic,
+128+n signal n.";

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What lies in `RUN/heartbeats/rank-K.json`: one JSON object, replaced as a whole (written beside it and renamed), so
-/// that a reader never sees a part.
+/// that a reader never sees a part. On a full disk, which has no room for a second file, it is written over in one piece, with
+/// blanks behind it where the old one was longer.
 ///
 /// A thread of the worker writes it about once a second, but only if the thread that trains has done something since: changed
 /// phase or step, begun or ended a collective, finished a micro-batch, a batch of an evaluation or an insertion; or if it stands
@@ -62,6 +63,12 @@ impl Heartbeat {
     /// How long ago it was written; zero if that is in the future of this host's clock.
     pub fn age(&self, now: SystemTime) -> Duration {
         Duration::from_millis(unix_ms(now).saturating_sub(self.updated_unix_ms))
+    }
+
+    /// Whether it was written since `began` (milliseconds since 1970), or by the process of one that is `known` to have been. A clock
+    /// that is set back makes all later ones look as if an earlier run had left them.
+    pub fn is_since(&self, began: u64, known: Option<&Self>) -> bool {
+        self.updated_unix_ms >= began || known.is_some_and(|known| known.pid == self.pid)
     }
 }
 
@@ -148,6 +155,16 @@ mod tests {
         assert_eq!(last_of(&beats).map(|beat| beat.rank), Some(1));
         assert_eq!(last_of(&[beat(0, 8, 100), beat(2, 8, 99)]).map(|beat| beat.rank), Some(2));
         assert_eq!(last_of(&[]), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_known_process_a_stranger() {
+        let known = beat(0, 3, 50);
+        assert!(known.is_since(50, None) && !known.is_since(51, None));
+        let later = beat(0, 4, 20);
+        assert!(later.is_since(50, Some(&known)) && !later.is_since(50, None));
+        let left_behind = Heartbeat { pid: 2, ..later };
+        assert!(!left_behind.is_since(50, Some(&known)));
     }
 
     #[test]

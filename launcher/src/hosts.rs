@@ -98,7 +98,7 @@ fn script(wrapper: &Path, worker: &Path, logs: &Path) -> String {
         shlex::try_quote(&absolute.to_string_lossy()).map_or_else(|_| String::new(), Cow::into_owned)
     };
     let mut script = String::from("no() { echo \"$*\"; exit 9; }; ");
-    script += "command -v orted >/dev/null || no 'orted, a part of Open MPI, is not in PATH there'; ";
+    script += "command -v orted >/dev/null || no 'orted, a part of Open MPI 4, is not in PATH there'; ";
     for program in [wrapper, worker] {
         let program = quoted(program);
         script += &format!("test -x {program} || no there is no program {program}; ");

@@ -22,6 +22,7 @@
 //! | 4 | checkpoint |
 //! | 5 | communication between ranks, a rank that hangs, or ranks that do not start |
 //! | 6 | non-finite loss |
+//! | 7 | `verify-resume` and `replay`: not what the run recorded |
 //! | 75 | preempted: a checkpoint was saved, or there was nothing to save yet; the same command goes on |
 //! | 101 | panic |
 //! | 128 + n | killed by signal n, or ended without saving on a second signal n |

@@ -1,14 +1,16 @@
-//! The command line of mpirun (Open MPI 4 or later) or srun.
+//! The command line of mpirun (Open MPI 4) or srun.
 
 use crate::hosts::{self, Host};
 use crate::plan::{Place, RunPlan};
 use crate::remote::{KEEPALIVE, TOKEN_VARIABLE};
 use crate::session::Session;
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 
-/// Seconds from a signal to the end by force, for the worker; a batch script sets it.
-const LEAD_VARIABLE: &str = "ILM_STOP_LEAD_SECS";
+/// How variables begin that ranks on other machines get as well: keys of object stores, settings of the programs and of NCCL.
+const PASSED_ON: [&str; 4] = ["AWS_", "GOOGLE_", "ILM_", "NCCL_"];
 
 /// Set for the worker: SIGUSR1 comes from the launcher, as it does whatever the launcher was told by, and has to stop the worker
 /// even where the run's settings do not name it.
@@ -100,10 +102,9 @@ fn reach_hosts(command: &mut Command, hosts: &[Host], agent: &Path, interface: O
         set("oob_tcp_if_include", interface);
         set("btl_tcp_if_include", interface);
     }
-    // Named only; the value is in the environment.
-    command.args(["-x", TOKEN_VARIABLE]);
-    if std::env::var_os(LEAD_VARIABLE).is_some() {
-        command.args(["-x", LEAD_VARIABLE]);
+    // Named only: the values, which may be secrets, are in the environment.
+    for name in passed_on(std::env::vars_os().map(|(name, _)| name)) {
+        command.args(["-x", &name]);
     }
     if !hosts.is_empty() {
         let options = hosts::agent_options(agent).join(" ");
@@ -112,6 +113,14 @@ fn reach_hosts(command: &mut Command, hosts: &[Host], agent: &Path, interface: O
         command.args(["--mca", "plm_rsh_agent", agent.trim_end(), "--mca", "plm_rsh_no_tree_spawn", "1"]);
         command.arg("--host").arg(hosts::list(hosts));
     }
+}
+
+/// The variables of ranks on other machines, each once: of those that are `set`, and the session's word.
+fn passed_on(set: impl Iterator<Item = OsString>) -> BTreeSet<String> {
+    let is_theirs =
+        |name: &String| name == "RUST_LOG" || PASSED_ON.iter().any(|prefix| name.starts_with(prefix));
+    let set = set.filter_map(|name| name.into_string().ok()).filter(is_theirs);
+    set.chain([TOKEN_VARIABLE.to_owned()]).collect()
 }
 
 #[cfg(test)]
@@ -149,6 +158,31 @@ mod tests {
         let worker = words.iter().position(|word| *word == "/bin/ilm-worker").unwrap();
         assert_eq!(words[worker + 1..], ["--", "train", "--run-dir", "runs/a", "seed=3"]);
         assert!(words.contains(&"runs/a/logs".to_owned()));
+    }
+
+    #[test]
+    fn keys_and_settings_are_passed_on_by_name_and_once() {
+        let set = [
+            "HOME",
+            "ILM_NCCL_LIBRARY",
+            "AWS_ACCESS_KEY_ID",
+            "RUST_LOG",
+            "RUST_LOGGER",
+            "NCCL_DEBUG",
+            "MY_AWS_KEY",
+            "GOOGLE_APPLICATION_CREDENTIALS",
+            TOKEN_VARIABLE,
+        ];
+        let expected = [
+            "AWS_ACCESS_KEY_ID",
+            "GOOGLE_APPLICATION_CREDENTIALS",
+            TOKEN_VARIABLE,
+            "ILM_NCCL_LIBRARY",
+            "NCCL_DEBUG",
+            "RUST_LOG",
+        ];
+        assert_eq!(Vec::from_iter(passed_on(set.into_iter().map(OsString::from))), expected);
+        assert_eq!(Vec::from_iter(passed_on(std::iter::empty())), [TOKEN_VARIABLE]);
     }
 
     #[test]

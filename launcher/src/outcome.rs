@@ -170,6 +170,7 @@ fn meaning(code: i32) -> Option<&'static str> {
         4 => "checkpoint",
         COMMUNICATION => "communication between ranks",
         6 => "non-finite loss",
+        7 => "not what the run recorded",
         PREEMPTED => "preempted",
         101 => "panic",
         205 => "mpirun lost a host",
@@ -219,6 +220,7 @@ mod tests {
         );
         let data = Outcome::RankFailed { rank: 0, ending: Exit(3) };
         assert_eq!((data.code(), data.to_string().as_str()), (3, "rank 0 failed first: exit code 3 (data)"));
+        assert_eq!(Exit(7).to_string(), "exit code 7 (not what the run recorded)");
         assert_eq!((Outcome::Preempted.code(), Outcome::StoppedEarly.code()), (75, 75));
         let hangs = Outcome::RankHangs { rank: 1, seconds: 600 };
         assert_eq!((hangs.code(), hangs.blamed()), (5, Some(1)));

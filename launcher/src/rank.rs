@@ -86,7 +86,8 @@ fn job() -> Option<u32> {
 /// Tells the launcher, once, when the heartbeat that the worker writes after `began` has stood still for too long.
 ///
 /// A job beside a run, such as an evaluation, writes none while the run does, and has nothing to do with how that goes on.
-/// Only changes are looked at, by this process's own clock: so a clock that is set or differs does no harm.
+/// Only changes are looked at, by this process's own clock: so a clock that differs, or is set once a heartbeat was seen, does no
+/// harm.
 fn watch_heartbeat(reporter: &Arc<Reporter>, args: &RankArgs, began: u64) {
     let (Some(run_dir), limit @ 1..) = (args.run_dir.clone(), args.hang_timeout) else { return };
     let reporter = Arc::clone(reporter);
@@ -95,7 +96,8 @@ fn watch_heartbeat(reporter: &Arc<Reporter>, args: &RankArgs, began: u64) {
         let mut last = (None, Instant::now());
         while last.0.is_none() || last.1.elapsed() < Duration::from_secs(limit) {
             thread::sleep(LOOK_AGAIN);
-            let beat = heartbeat::read(&run_dir, reporter.rank, began);
+            let beat = heartbeat::read(&run_dir, reporter.rank, 0);
+            let beat = beat.filter(|beat| beat.is_since(began, last.0.as_ref()));
             let own = beat.filter(|beat| beat.host == host && process::is_own(beat.pid));
             if own.is_some() && own != last.0 {
                 last = (own, Instant::now());

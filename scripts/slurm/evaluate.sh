@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Written by: ilm-launch slurm evaluate --cluster generic --set 'nodes=1' --each '--split validation' --each '--split test' -- --run-dir runs/lm1b_ilm
+# Written by: ilm-launch slurm evaluate --cluster generic --set 'nodes=1' --set 'partition=gpu' --each '--split validation' --each '--split test data.test=/data/lm1b/heldout.parquet' -- --run-dir runs/lm1b_ilm
 # Change the settings there and write it again.
 #SBATCH --job-name=lm1b_ilm
 #SBATCH --nodes=1
@@ -8,6 +8,7 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --gpus-per-node=8
 #SBATCH --time=24:00:00
+#SBATCH --partition=gpu
 #SBATCH --array=0-1
 # Slurm warns the batch shell alone, this many seconds before the end, so that the ranks have time to save.
 #SBATCH --signal=B:USR1@300
@@ -15,6 +16,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%j.out
 #SBATCH --exclusive
+#SBATCH --mem=0
 set -euo pipefail
 
 fail() {
@@ -22,21 +24,22 @@ fail() {
     exit 2
 }
 
-# agree WHAT WANTED GRANTED
-agree() {
-    [[ $3 == "$2" ]] ||
-        fail "the allocation has ${3:-no} $1, but this script was written for $2; submit it unchanged or write it again"
+# differ WHAT WANTED GRANTED
+differ() {
+    fail "the allocation has ${3:-no} $1, but this script was written for $2; submit it unchanged or write it again"
 }
+agree() { [[ $3 == "$2" ]] || differ "$@"; }
 agree nodes 1 "${SLURM_JOB_NUM_NODES:-}"
 agree tasks 8 "${SLURM_NTASKS:-}"
 agree "CPUs per task" 8 "${SLURM_CPUS_PER_TASK:-}"
-agree "GPUs per node" 8 "${SLURM_GPUS_ON_NODE:-}"
-[[ " $(srun --mpi=list 2>&1) " =~ [[:space:]]pmix[[:space:],] ]] ||
+# A whole node may bring more than were asked for.
+((${SLURM_GPUS_ON_NODE:-0} >= 8)) || differ "GPUs per node" 8 "${SLURM_GPUS_ON_NODE:-}"
+[[ " $(srun --mpi=list 2>&1) " =~ [[:space:],]pmix[[:space:],] ]] ||
     fail "srun has no MPI plug-in 'pmix' here; give the cluster's settings another 'mpi', or launcher = \"mpirun\""
 
 case ${SLURM_ARRAY_TASK_ID:-} in
     0) set -- evaluate --run-dir runs/lm1b_ilm --split validation ;;
-    1) set -- evaluate --run-dir runs/lm1b_ilm --split test ;;
+    1) set -- evaluate --run-dir runs/lm1b_ilm --split test 'data.test=/data/lm1b/heldout.parquet' ;;
     *) fail "this array has no job '${SLURM_ARRAY_TASK_ID:-}'" ;;
 esac
 

@@ -19,11 +19,11 @@ fail() {
     exit 2
 }
 
-# agree WHAT WANTED GRANTED
-agree() {
-    [[ $3 == "$2" ]] ||
-        fail "the allocation has ${3:-no} $1, but this script was written for $2; submit it unchanged or write it again"
+# differ WHAT WANTED GRANTED
+differ() {
+    fail "the allocation has ${3:-no} $1, but this script was written for $2; submit it unchanged or write it again"
 }
+agree() { [[ $3 == "$2" ]] || differ "$@"; }
 agree nodes 2 "${SLURM_JOB_NUM_NODES:-}"
 agree tasks 2 "${SLURM_NTASKS:-}"
 agree "CPUs per task" 1 "${SLURM_CPUS_PER_TASK:-}"

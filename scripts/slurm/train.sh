@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Written by: ilm-launch slurm train --cluster generic -- --experiment lm1b_ilm --run-dir runs/lm1b_ilm 'data.train=/data/lm1b/train-*.parquet' 'data.tokenizer=/data/bert-base-uncased/tokenizer.json'
+# Written by: ilm-launch slurm train --cluster generic -- --experiment lm1b_ilm --run-dir runs/lm1b_ilm 'trainer.device=cuda' 'trainer.precision=bf16' 'data.train=/data/lm1b/train-*.parquet' 'data.tokenizer=/data/bert-base-uncased/tokenizer.json'
 # Change the settings there and write it again.
 #SBATCH --job-name=lm1b_ilm
 #SBATCH --nodes=2
@@ -14,6 +14,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%j.out
 #SBATCH --exclusive
+#SBATCH --mem=0
 set -euo pipefail
 
 fail() {
@@ -21,19 +22,20 @@ fail() {
     exit 2
 }
 
-# agree WHAT WANTED GRANTED
-agree() {
-    [[ $3 == "$2" ]] ||
-        fail "the allocation has ${3:-no} $1, but this script was written for $2; submit it unchanged or write it again"
+# differ WHAT WANTED GRANTED
+differ() {
+    fail "the allocation has ${3:-no} $1, but this script was written for $2; submit it unchanged or write it again"
 }
+agree() { [[ $3 == "$2" ]] || differ "$@"; }
 agree nodes 2 "${SLURM_JOB_NUM_NODES:-}"
 agree tasks 16 "${SLURM_NTASKS:-}"
 agree "CPUs per task" 8 "${SLURM_CPUS_PER_TASK:-}"
-agree "GPUs per node" 8 "${SLURM_GPUS_ON_NODE:-}"
-[[ " $(srun --mpi=list 2>&1) " =~ [[:space:]]pmix[[:space:],] ]] ||
+# A whole node may bring more than were asked for.
+((${SLURM_GPUS_ON_NODE:-0} >= 8)) || differ "GPUs per node" 8 "${SLURM_GPUS_ON_NODE:-}"
+[[ " $(srun --mpi=list 2>&1) " =~ [[:space:],]pmix[[:space:],] ]] ||
     fail "srun has no MPI plug-in 'pmix' here; give the cluster's settings another 'mpi', or launcher = \"mpirun\""
 
-set -- --experiment lm1b_ilm --run-dir runs/lm1b_ilm 'data.train=/data/lm1b/train-*.parquet' 'data.tokenizer=/data/bert-base-uncased/tokenizer.json'
+set -- --experiment lm1b_ilm --run-dir runs/lm1b_ilm 'trainer.device=cuda' 'trainer.precision=bf16' 'data.train=/data/lm1b/train-*.parquet' 'data.tokenizer=/data/bert-base-uncased/tokenizer.json'
 
 # What the worker compares with the time its saves take before it begins one.
 export ILM_STOP_LEAD_SECS=300

@@ -31,7 +31,7 @@ Examples:
   ilm-worker generate --run-dir runs/lm1b_ilm --infill texts.txt
 
 Exit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint or run directory, 5 communication,
-6 loss not finite, 7 not what the run recorded, 75 stopped by a signal after saving (start again to go on).";
+6 loss not finite, 7 not what the run recorded, 75 stopped by a signal after saving (start again to go on), 101 a bug.";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -63,7 +63,8 @@ pub enum Command {
     VerifyResume(VerifyResumeArgs),
     /// Shows the batch of a step as a person would read it; nothing is trained.
     Replay(ReplayArgs),
-    /// Measures training and its parts on this machine; prints JSON, a figure a line.
+    /// Measures training and its parts on this machine's processors, whether or not it has GPUs (scripts/gpu-acceptance.sh measures
+    /// those); prints JSON, a figure a line.
     Bench(BenchArgs),
 }
 

@@ -259,7 +259,7 @@ mod tests {
             load(&["nodes=3", "time=30", "requeue=false", "launcher=mpirun", r#"setup=["a", "b"]"#]).unwrap();
         assert_eq!((cluster.nodes, cluster.time.as_str(), cluster.requeue), (3, "30", false));
         assert_eq!((cluster.launcher, cluster.setup.len(), cluster.ranks()), (Launcher::Mpirun, 2, 24));
-        assert_eq!(cluster.sbatch, ["--exclusive"]);
+        assert_eq!(cluster.sbatch, ["--exclusive", "--mem=0"]);
     }
 
     #[test]

@@ -84,14 +84,23 @@ mod tests {
         let mut cluster = Cluster::default();
         let plain = render(&cluster, &[&["--run-dir", "a b", "x=$HOME"]], None);
         assert!(plain.contains("\nset -- --run-dir 'a b' 'x=$HOME'\n"), "{plain}");
-        for option in ["--partition", "--account", "--gpus-per-node", "--array", "--dependency", "container"]
-        {
+        for option in [
+            "--partition",
+            "--account",
+            "--gpus-per-node",
+            "--array",
+            "--dependency",
+            "container",
+            "set +u",
+            "GPUs",
+        ] {
             assert!(!plain.contains(option), "{option}");
         }
         cluster.partition = "big".into();
         cluster.account = "ours".into();
         (cluster.gpus_per_node, cluster.ranks_per_node) = (4, 4);
         cluster.requeue = false;
+        cluster.setup = ["module load openmpi", "module load cuda"].map(Into::into).into();
         cluster.container = "apptainer exec \"$IMAGE\"".into();
         let full = render(&cluster, &[&["a"], &["b"]], Some("17"));
         for line in [
@@ -102,7 +111,8 @@ mod tests {
             "#SBATCH --dependency=afterany:17",
             "#SBATCH --no-requeue",
             "may_requeue=false",
-            "agree \"GPUs per node\" 4 \"${SLURM_GPUS_ON_NODE:-}\"",
+            "((${SLURM_GPUS_ON_NODE:-0} >= 4)) || differ \"GPUs per node\" 4 \"${SLURM_GPUS_ON_NODE:-}\"",
+            "[[ \" $(srun --mpi=list 2>&1) \" =~ [[:space:],]pmix[[:space:],] ]] ||",
             "    1) set -- b ;;",
             "job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID",
             "container=(apptainer exec \"$IMAGE\")",
@@ -111,6 +121,7 @@ mod tests {
         ] {
             assert!(full.lines().any(|found| found == line), "{line} is missing in {full}");
         }
+        assert!(full.contains("\nset +u\nmodule load openmpi\nmodule load cuda\nset -u\n"), "{full}");
     }
 
     #[test]
