@@ -1,4 +1,5 @@
-//! Items made ahead by threads and handed out in order; bounded, without deadlock, and all threads end with the owner.
+//! Items made ahead by threads and handed out in order; bounded, without deadlock, and all threads that do not hang end
+//! with the owner.
 //!
 //! Thread k makes the items k, k + threads, k + 2 * threads, ... into its own bounded channel, and the owner takes them in
 //! turn. Whenever the owner waits, the channel it waits for is empty, so the thread that fills it cannot be blocked.
@@ -10,7 +11,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -19,6 +20,8 @@ use crate::error::{Error, Result};
 
 /// How often somebody who waits for an item asks whether he still should.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// How long an owner waits for its threads to end: they do so after a row, unless they hang in a read.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// What waiting for an item came to.
 #[derive(Debug)]
@@ -142,10 +145,23 @@ impl<T> Drop for Prefetch<T> {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.channels.clear();
-        for thread in self.threads.drain(..) {
-            // A panic has been reported by the thread itself.
-            let _ = thread.join();
+        part_from(self.threads.drain(..));
+    }
+}
+
+/// Waits a moment for the end of threads that were told to stop. One that hangs is left to itself: it owns what it
+/// uses, and who waited for it could neither end nor tell what went wrong.
+pub(crate) fn part_from(threads: impl IntoIterator<Item = JoinHandle<()>>) {
+    let begun = Instant::now();
+    for thread in threads {
+        while !thread.is_finished() {
+            if begun.elapsed() > PARTING {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
+        // A panic has been reported by the thread itself.
+        let _ = thread.join();
     }
 }
 
@@ -210,6 +226,7 @@ mod tests {
         assert!(made.load(Ordering::SeqCst) <= 108);
         assert_eq!(Arc::strong_count(&made), 1, "a thread still holds its work");
     }
+
     #[test]
     fn a_thread_in_the_middle_of_an_item_is_told_to_stop() {
         let make = |_: u64, stop: &Stop<'_>| {
@@ -233,6 +250,27 @@ mod tests {
         assert!(items.next().is_none());
         drop(items);
         drop(send);
+    }
+
+    #[test]
+    fn dropping_waits_for_no_thread_that_hangs() {
+        let (send, receive) = bounded::<()>(0);
+        let (begins, begun) = bounded(2);
+        let hanging = Arc::new(());
+        let held = hanging.clone();
+        let items = spawn(2, 2, 0..10, move |index| {
+            let _ = begins.try_send(());
+            let _ = (receive.recv(), &held);
+            Ok(index)
+        });
+        begun.recv().unwrap();
+        drop(items);
+        assert!(Arc::strong_count(&hanging) > 1, "the threads still hang");
+        // They end when their reads do.
+        drop(send);
+        while Arc::strong_count(&hanging) > 1 {
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -7,9 +7,10 @@ use crossbeam_channel::{Receiver, bounded};
 use crate::{
     dataset::Dataset,
     error::{Error, Result},
+    prefetch::part_from,
 };
 
-/// The announcing thread; it ends when all tickets are dropped, and dropping it waits for that.
+/// The announcing thread; it ends when all tickets are dropped, and dropping it waits a moment for that.
 pub(crate) struct ReadAhead {
     tickets: Option<Receiver<()>>,
     thread: Option<JoinHandle<()>>,
@@ -75,10 +76,7 @@ impl ReadAhead {
 impl Drop for ReadAhead {
     fn drop(&mut self) {
         self.tickets = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic has been reported by the thread itself.
-            let _ = thread.join();
-        }
+        part_from(self.thread.take());
     }
 }
 
@@ -149,6 +147,15 @@ mod tests {
         // Ten done, four announced, one that waits for room.
         assert!((14..=15).contains(&told.len()), "{}", told.len());
         assert_eq!(told[2], [2, 12, 29]);
+    }
+
+    #[test]
+    fn dropping_waits_for_no_tickets_that_others_hold() {
+        let told = Arc::new(Told(Mutex::default()));
+        let ahead = ReadAhead::spawn(told, 0..100u64, 1, |_| vec![1]).unwrap();
+        let tickets = ahead.tickets();
+        drop(ahead);
+        tickets.wait();
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod streams;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{Arc, Barrier, Mutex},
 };
 
 use data_pipeline::{
@@ -220,6 +220,42 @@ fn dropping_a_loader_early_ends_its_threads() {
         loader.next().unwrap();
         drop(loader);
         assert_eq!(Arc::strong_count(&dataset), 1, "a data thread is left");
+    }
+}
+
+/// A data set whose reads begin together with the test's wait and hang as long as it holds the lock.
+struct Stuck(Arc<dyn Dataset>, Barrier, Mutex<()>);
+
+impl Dataset for Stuck {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+    fn groups(&self) -> &[u64] {
+        self.0.groups()
+    }
+    fn example(&self, row: u64) -> Result<Option<Example>> {
+        self.1.wait();
+        drop(self.2.lock().unwrap());
+        self.0.example(row)
+    }
+    fn fingerprint(&self) -> &str {
+        "stuck"
+    }
+}
+
+#[test]
+fn dropping_a_loader_waits_for_no_read_that_hangs() {
+    let stuck = Arc::new(Stuck(star(1000), Barrier::new(2), Mutex::new(())));
+    let dataset: Arc<dyn Dataset> = stuck.clone();
+    let held = stuck.2.lock().unwrap();
+    let loader = with_threads(1, 1).loader(&dataset);
+    stuck.1.wait();
+    drop(loader);
+    assert!(Arc::strong_count(&stuck) > 2, "the read still hangs");
+    // Its thread ends when the read does.
+    drop(held);
+    while Arc::strong_count(&stuck) > 2 {
+        std::thread::yield_now();
     }
 }
 

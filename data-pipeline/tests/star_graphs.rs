@@ -4,6 +4,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -197,6 +200,35 @@ fn files_hold_the_same_rows() {
             assert_eq!(read.example(row).unwrap().unwrap(), made.example(row).unwrap().unwrap());
         }
     }
-    let again = materialise(&config, 3, dir.path()).unwrap_err();
-    assert!(again.is_config() && again.to_string().contains("exists already"), "{again}");
+}
+
+#[test]
+fn writing_goes_on_with_the_files_that_are_missing() {
+    let config = StarConfig { train_size: 10_010, validation_size: 10, test_size: 20, ..easy() };
+    let dir = tempfile::tempdir().unwrap();
+    let write = |config: &StarConfig, seed| materialise(config, seed, dir.path());
+    let files = write(&config, 3).unwrap();
+    // A file that is written anew is another one, whatever the clock says.
+    let kept = |path: &PathBuf| (fs::read(path).unwrap(), fs::metadata(path).unwrap().ino());
+    let before: Vec<_> = files.iter().map(kept).collect();
+    // What a kill leaves: half a file under another name.
+    fs::remove_file(&files[1]).unwrap();
+    fs::write(files[1].with_extension("partial"), "half a file").unwrap();
+    assert_eq!(write(&config, 3).unwrap(), files);
+    for (index, (path, (content, inode))) in files.iter().zip(before).enumerate() {
+        let now = kept(path);
+        assert!(now.0 == content, "other bytes in {}", path.display());
+        assert!(index == 1 || now.1 == inode, "{} was written again", path.display());
+    }
+
+    let refusal = |config: &StarConfig, seed| {
+        let error = write(config, seed).unwrap_err();
+        assert!(error.is_config(), "{error}");
+        error.to_string()
+    };
+    assert!(refusal(&config, 4).contains("seed = 3, and now it is 4"));
+    let larger = StarConfig { num_nodes: 21, ..config.clone() };
+    assert!(refusal(&larger, 3).contains("data.star.num_nodes = 20, and now it is 21"));
+    fs::remove_file(dir.path().join("prepare.json")).unwrap();
+    assert!(refusal(&config, 3).contains("was not made by this job"));
 }

@@ -218,7 +218,7 @@ pub enum WeightsError {
     },
     /// An argument that neither `config.json` nor the tensors give.
     #[error(
-        "{key} of {path} is not in a config.json beside it and cannot be told from the tensors; add it there"
+        "{key} of {path} is not in a config.json beside it and cannot be told from the tensors; add it there, or give model.{key} with the import"
     )]
     MissingArgument {
         /// The weights.

@@ -9,6 +9,7 @@ use std::{
 use parquet::{
     column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader},
     data_type::{ByteArray, ByteArrayType, DataType},
+    file::metadata::ColumnChunkMetaData,
     schema::types::ColumnDescriptor,
 };
 
@@ -119,11 +120,11 @@ impl Group {
         max_bytes: usize,
     ) -> Result<Self, String> {
         no_panic(|| {
+            let rows = usize::try_from(file.rows[row_group]).map_err(|error| error.to_string())?;
             let mut columns = file
-                .columns
-                .all()
+                .columns_of(row_group)
                 .zip(chunks)
-                .map(|(column, chunk)| decode_column(file, row_group, column, chunk, (vocab_size, max_bytes)))
+                .map(|(column, chunk)| decode_column(column, chunk, rows, (vocab_size, max_bytes)))
                 .collect::<Result<Vec<_>, _>>()?;
             let tokens = columns.pop().ok_or("no column is wanted")?;
             Ok(Self { prompt: columns.pop(), tokens })
@@ -172,14 +173,11 @@ pub fn panic_becomes_error() -> bool {
 }
 
 fn decode_column(
-    file: &FileIndex,
-    row_group: usize,
-    column: &Column,
+    (column, metadata): (&Column, &ColumnChunkMetaData),
     chunk: Chunk,
+    rows: usize,
     (vocab_size, max_bytes): (usize, usize),
 ) -> Result<Rows, String> {
-    let metadata = file.metadata.row_group(row_group).column(column.leaf);
-    let rows = usize::try_from(file.rows[row_group]).map_err(|error| error.to_string())?;
     let descriptor = metadata.column_descr_ptr();
     let pages = Pages::new(chunk, metadata, &descriptor, rows).map_err(|error| error.to_string())?;
     if let Content::Ids { .. } = column.content {

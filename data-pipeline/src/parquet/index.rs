@@ -3,7 +3,6 @@
 use std::{
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -41,8 +40,10 @@ const FIRST_READ: u64 = 64 << 10;
 pub(super) struct FileIndex {
     pub path: PathBuf,
     pub source: SourceFile,
-    pub metadata: Arc<ParquetMetaData>,
     pub columns: RowColumns,
+    /// What the footer says of these columns, by row group and in the order of [`RowColumns::all`]. What it says of others
+    /// is not kept: in thousands of files of many columns it is much.
+    chunks: Vec<Vec<ColumnChunkMetaData>>,
     /// Fingerprint of the tokenizer whose ids these are, if the file says.
     pub tokenizer: Option<String>,
     /// Rows of every row group.
@@ -69,12 +70,16 @@ impl FileIndex {
         let columns = columns.resolve(metadata.file_metadata().schema_descr(), path)?;
         let data = source.size.saturating_sub(TAIL + footer.len() as u64);
         let rows = check(&metadata, &columns, data).map_err(bad)?;
+        let wanted = |group: &RowGroupMetaData| {
+            columns.all().map(|column| group.column(column.leaf).clone()).collect::<Vec<_>>()
+        };
+        let chunks = metadata.row_groups().iter().map(wanted).collect();
         let identity = [source.file_name().as_bytes(), &source.size.to_le_bytes(), footer].concat();
         Ok(Self {
             path: path.to_owned(),
             source: source.clone(),
             tokenizer: tokenizer(&metadata),
-            metadata: Arc::new(metadata),
+            chunks,
             columns,
             rows,
             footer: xxh3_128(footer),
@@ -84,25 +89,24 @@ impl FileIndex {
 
     /// The bytes of a row group's columns, in the order of [`RowColumns::all`].
     pub fn fetch(&self, row_group: usize) -> Result<Vec<Chunk>> {
-        let group = self.metadata.row_group(row_group);
         // Checked when the file was opened: none of them is missing.
-        let ranges: Vec<Range<u64>> =
-            self.columns.all().filter_map(|column| chunk_range(group.column(column.leaf))).collect();
+        let ranges: Vec<Range<u64>> = self.chunks[row_group].iter().filter_map(chunk_range).collect();
         let bytes = self.source.read(&ranges)?;
         Ok(ranges.iter().zip(bytes).map(|(range, bytes)| Chunk::new(range.start, bytes)).collect())
     }
 
     /// Bytes of a row group's columns when decoded, as the footer claims.
     pub fn decoded_bytes(&self, row_group: usize) -> u64 {
-        let group = self.metadata.row_group(row_group);
-        let bytes = |column: &Column| {
-            let chunk = group.column(column.leaf);
-            match column.content {
-                Content::Text => chunk.uncompressed_size().max(0) as u64,
-                Content::Ids { .. } => (chunk.num_values().max(0) as u64).saturating_mul(4),
-            }
+        let bytes = |(column, chunk): (&Column, &ColumnChunkMetaData)| match column.content {
+            Content::Text => chunk.uncompressed_size().max(0) as u64,
+            Content::Ids { .. } => (chunk.num_values().max(0) as u64).saturating_mul(4),
         };
-        self.columns.all().map(bytes).fold(0, u64::saturating_add)
+        self.columns_of(row_group).map(bytes).fold(0, u64::saturating_add)
+    }
+
+    /// The columns, each with what the footer says of its part in a row group.
+    pub fn columns_of(&self, row_group: usize) -> impl Iterator<Item = (&Column, &ColumnChunkMetaData)> {
+        self.columns.all().zip(&self.chunks[row_group])
     }
 }
 

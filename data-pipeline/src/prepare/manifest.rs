@@ -15,13 +15,13 @@ use crate::{
 
 /// The content of `prepare.json`: what every split of the folder was made of.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Manifest {
+pub(crate) struct Manifest {
     splits: BTreeMap<String, Recipe>,
 }
 
 /// What the shards of a split are made of: names and values of settings, in the order in which a difference is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Recipe {
+pub(crate) struct Recipe {
     pub settings: Vec<(String, String)>,
     /// Name and fingerprint of every input file; its place is the number of its shard.
     pub inputs: Vec<(String, String)>,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use cut::Cutter;
-use manifest::{Manifest, Recipe};
+pub(crate) use manifest::{Manifest, Recipe};
 use write::ShardWriter;
 
 use crate::{

@@ -5,6 +5,7 @@ mod local;
 mod location;
 mod remote;
 mod retry;
+mod shards;
 mod store;
 mod url;
 
@@ -77,7 +78,7 @@ impl Sources {
         self.config.concurrency
     }
 
-    /// The files of a location: places in their order, the files of a place by name.
+    /// The files of a location: places in their order, the files of a place by name. Sets that lack some are warned of.
     pub(crate) fn list(&self, location: &Location) -> Result<Vec<SourceFile>> {
         let mut files = Vec::new();
         for text in location.places() {
@@ -90,6 +91,7 @@ impl Sources {
             if found.is_empty() {
                 return Err(Error::NoFiles { location: text.clone() });
             }
+            shards::warn_of_gaps(text, found.iter().map(|file| file.name.as_str()));
             files.extend(found);
         }
         let mut names = HashSet::new();

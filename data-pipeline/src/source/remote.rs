@@ -1,8 +1,12 @@
-//! One object store, asked by blocking calls: every request is tried again until it succeeds or its tries are used up.
+//! One object store, asked by blocking calls: every request is tried again until it succeeds or patience is at an end.
 
 use std::{
     ops::Range,
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -15,6 +19,11 @@ use crate::error::{Error, Result};
 
 /// Characters of a server's answer that a message repeats.
 const LONGEST_REASON: usize = 300;
+/// How often a request is tried again if the settings do not say.
+const RETRIES: usize = 8;
+/// How long a read is tried again if the settings do not say: a run outlives a store that is started again. Looking
+/// files up is given up sooner, since a mistyped address or missing keys fail there.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A store and the rules for asking it.
 #[derive(Debug)]
@@ -22,6 +31,10 @@ pub(super) struct Remote {
     store: Arc<dyn ObjectStore>,
     permits: Semaphore,
     retries: usize,
+    /// How long reads are tried again at least.
+    patience: Duration,
+    /// Whether it was said that the store is waited for.
+    waiting: AtomicBool,
 }
 
 /// An object as it was when its set was opened.
@@ -41,7 +54,13 @@ struct Failure {
 
 impl Remote {
     pub fn new(store: Arc<dyn ObjectStore>, config: &StoreConfig) -> Self {
-        Self { store, permits: Semaphore::new(config.concurrency), retries: config.retries }
+        Self {
+            store,
+            permits: Semaphore::new(config.concurrency),
+            retries: config.retries.unwrap_or(RETRIES),
+            patience: if config.retries.is_some() { Duration::ZERO } else { PATIENCE },
+            waiting: AtomicBool::new(false),
+        }
     }
 
     /// The bytes of ranges, which are fetched side by side.
@@ -51,7 +70,7 @@ impl Remote {
 
     /// What the store says of an object; none if there is no such object.
     pub fn head(&self, url: &str, path: &Path) -> Result<Option<ObjectMeta>> {
-        runtime()?.block_on(self.retrying(&format!("look up '{url}'"), async || {
+        runtime()?.block_on(self.retrying(&format!("look up '{url}'"), Duration::ZERO, async || {
             match self.store.head(path).await {
                 Err(StoreError::NotFound { .. }) => Ok(None),
                 answer => answer.map(Some).map_err(Failure::of),
@@ -61,7 +80,7 @@ impl Remote {
 
     /// The objects below a folder: directly in it, or at any depth.
     pub fn list(&self, url: &str, folder: &Path, deep: bool) -> Result<Vec<ObjectMeta>> {
-        runtime()?.block_on(self.retrying(&format!("list '{url}'"), async || {
+        runtime()?.block_on(self.retrying(&format!("list '{url}'"), Duration::ZERO, async || {
             let found = if deep {
                 self.store.list(Some(folder)).try_collect().await
             } else {
@@ -73,7 +92,7 @@ impl Remote {
 
     async fn read_range(&self, object: &Object<'_>, range: &Range<u64>) -> Result<Bytes> {
         let what = format!("read bytes {}..{} of '{}'", range.start, range.end, object.url);
-        let answer = self.retrying(&what, async || {
+        let answer = self.retrying(&what, self.patience, async || {
             let options = GetOptions { range: Some(range.clone().into()), ..GetOptions::default() };
             let answer = self.store.get_opts(object.path, options).await.map_err(Failure::of)?;
             if answer.meta.size != object.size || other_version(&version(&answer.meta), object.version) {
@@ -91,12 +110,15 @@ impl Remote {
         answer.await?.ok_or_else(|| Error::Changed { url: object.url.to_owned() })
     }
 
+    /// Tries until there is an answer: as often as retries allow, and on for as long as patience lasts.
     async fn retrying<T>(
         &self,
         what: &str,
+        patience: Duration,
         attempt: impl AsyncFn() -> std::result::Result<T, Failure>,
     ) -> Result<T> {
         let mut tries = 0;
+        let mut failing_since: Option<Instant> = None;
         loop {
             // Closed never happens: the semaphore lives as long as the store.
             let permit = self.permits.acquire().await;
@@ -104,15 +126,32 @@ impl Remote {
             drop(permit);
             tries += 1;
             match answer {
-                Ok(answer) => return Ok(answer),
-                Err(failure) if failure.passing && tries <= self.retries => {
-                    tracing::debug!("cannot {what}: {}; trying again", failure.reason);
+                Ok(answer) => {
+                    if self.waiting.swap(false, Ordering::Relaxed) {
+                        tracing::warn!("the store answers again: it was possible to {what}");
+                    }
+                    return Ok(answer);
+                }
+                Err(Failure { reason, passing }) => {
+                    let since = *failing_since.get_or_insert_with(Instant::now);
+                    let left = patience.saturating_sub(since.elapsed());
+                    if !passing || (tries > self.retries && left.is_zero()) {
+                        return Err(Error::Remote { what: what.to_owned(), tries, reason });
+                    }
+                    self.tell(what, &reason, (tries > self.retries).then_some(left));
                     tokio::time::sleep(pause(what, tries)).await;
                 }
-                Err(Failure { reason, .. }) => {
-                    return Err(Error::Remote { what: what.to_owned(), tries, reason });
-                }
             }
+        }
+    }
+
+    /// Of a failed try; aloud, and once for all requests, when it takes patience to go on.
+    fn tell(&self, what: &str, reason: &str, patience: Option<Duration>) {
+        match patience {
+            Some(left) if !self.waiting.swap(true, Ordering::Relaxed) => {
+                tracing::warn!("cannot {what}: {reason}; trying again for up to {} s", left.as_secs());
+            }
+            _ => tracing::debug!("cannot {what}: {reason}; trying again"),
         }
     }
 }
@@ -189,7 +228,53 @@ fn runtime() -> Result<&'static Runtime> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use object_store::memory::InMemory;
+
     use super::*;
+
+    fn remote(retries: Option<usize>) -> Remote {
+        Remote::new(Arc::new(InMemory::new()), &StoreConfig { retries, ..StoreConfig::default() })
+    }
+
+    /// How many tries a store with two retries takes that fails so often, and whether it was waited for.
+    fn tries(failing: usize, passing: bool, patience: Duration) -> (Result<usize>, bool) {
+        let (remote, count, waited) = (remote(Some(2)), AtomicUsize::new(0), AtomicBool::new(false));
+        let attempt = async || {
+            let tries = count.fetch_add(1, Ordering::Relaxed) + 1;
+            waited.fetch_or(remote.waiting.load(Ordering::Relaxed), Ordering::Relaxed);
+            if tries > failing {
+                return Ok(tries);
+            }
+            Err(Failure { reason: "connection refused".into(), passing })
+        };
+        let answer = runtime().unwrap().block_on(remote.retrying("read", patience, attempt));
+        assert!(answer.is_err() || !remote.waiting.load(Ordering::Relaxed), "the end of the wait is told");
+        (answer, waited.into_inner())
+    }
+
+    #[test]
+    fn a_store_that_is_away_is_waited_for_when_retries_are_used_up() {
+        let long = Duration::from_secs(600);
+        assert!(matches!(tries(4, true, long), (Ok(5), true)));
+        assert!(matches!(tries(2, true, long), (Ok(3), false)), "nothing is said of what passes soon");
+        assert!(matches!(tries(4, true, Duration::ZERO), (Err(Error::Remote { tries: 3, .. }), false)));
+        assert!(matches!(tries(4, false, long), (Err(Error::Remote { tries: 1, .. }), false)));
+        let ended = tries(usize::MAX, true, Duration::from_millis(500)).0;
+        assert!(matches!(ended, Err(Error::Remote { tries: 3.., .. })));
+    }
+
+    #[test]
+    fn retries_that_are_set_are_all_the_patience_there_is() {
+        let of = |retries| {
+            let remote = remote(retries);
+            (remote.retries, remote.patience)
+        };
+        assert_eq!(of(None), (8, Duration::from_secs(300)));
+        assert_eq!(of(Some(0)), (0, Duration::ZERO));
+        assert_eq!(of(Some(20)), (20, Duration::ZERO));
+    }
 
     #[test]
     fn what_a_server_refuses_is_not_asked_again() {

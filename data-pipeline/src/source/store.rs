@@ -28,8 +28,9 @@ pub struct StoreConfig {
     pub allow_http: bool,
     /// Sign no request: for public buckets.
     pub anonymous: bool,
-    /// How often a failed request is tried again; the pause between doubles from 0.1 to 10 seconds.
-    pub retries: usize,
+    /// How often a failed request is tried again; the pause between doubles from 0.1 to 10 seconds. None: 8 times while
+    /// files are looked up, and for five minutes when they are read.
+    pub retries: Option<usize>,
     /// Seconds without a byte after which a request has failed.
     pub timeout_secs: u64,
     /// Requests in flight, per store and rank; so many row groups are fetched ahead at a time.
@@ -43,7 +44,7 @@ impl Default for StoreConfig {
             region: None,
             allow_http: false,
             anonymous: false,
-            retries: 8,
+            retries: None,
             timeout_secs: 30,
             concurrency: 8,
         }

@@ -24,49 +24,72 @@ use crate::{
     error::{Error, Result},
     open::Split,
     output::lock,
+    prepare::{Manifest, Recipe},
 };
 
 const ROWS_PER_FILE: u64 = 10_000;
 const ROWS_PER_GROUP: u64 = 1_000;
 
 /// Writes all splits as `SPLIT-NNNNN-of-NNNNN.parquet` with the columns `prompt_ids` and `input_ids` (list of int32)
-/// into `dir`, which is created if needed. Returns the files.
+/// into `dir`, which is created if needed. Returns the files. A job that was killed goes on with those that are missing:
+/// a file appears under its name only when it is complete.
 ///
 /// # Errors
-/// Bad settings; files of a split that are there already; another job that writes there; what the system refuses. A file appears under its name only
-/// when it is complete.
+/// Bad settings; a folder with files of other settings, or that another job writes to; what the system refuses.
 pub fn materialise(config: &StarConfig, seed: u64, dir: &Path) -> Result<Vec<PathBuf>> {
     let _lock = lock(dir)?;
+    let dataset = |split| StarDataset::new(config, split, seed).map(|dataset| (split, dataset));
+    let datasets = Split::ALL.into_iter().map(dataset).collect::<Result<Vec<_>>>()?;
+    let recipe = recipe(config, seed);
+    for (split, _) in &datasets {
+        Manifest::enter(dir, split.name(), &recipe)?;
+    }
     let mut files = Vec::new();
-    for split in Split::ALL {
-        refuse_existing(dir, split)?;
-        let dataset = StarDataset::new(config, split, seed)?;
+    for (split, dataset) in &datasets {
         let shards = dataset.len().div_ceil(ROWS_PER_FILE);
         for shard in 0..shards {
             let path = dir.join(format!("{}-{shard:05}-of-{shards:05}.parquet", split.name()));
-            let partial = path.with_extension("partial");
-            let rows = shard * ROWS_PER_FILE..((shard + 1) * ROWS_PER_FILE).min(dataset.len());
-            write_shard(&dataset, rows, &partial)?;
-            std::fs::rename(&partial, &path).map_err(io("write", &path))?;
+            if !path.is_file() {
+                let partial = path.with_extension("partial");
+                let rows = shard * ROWS_PER_FILE..((shard + 1) * ROWS_PER_FILE).min(dataset.len());
+                write_shard(dataset, rows, &partial)?;
+                std::fs::rename(&partial, &path).map_err(io("write", &path))?;
+            }
             files.push(path);
         }
     }
     Ok(files)
 }
 
-/// Shards of an older set would be read along with the new ones.
-fn refuse_existing(dir: &Path, split: Split) -> Result<()> {
-    for entry in std::fs::read_dir(dir).map_err(io("read", dir))? {
-        let path = entry.map_err(io("read", dir))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(&format!("{}-", split.name())) && name.ends_with(".parquet") {
-            return Err(Error::Setting(format!(
-                "'{}' exists already; materialise into an empty directory",
-                path.display()
-            )));
-        }
-    }
-    Ok(())
+/// What the files of all splits are made of.
+fn recipe(config: &StarConfig, seed: u64) -> Recipe {
+    let StarConfig {
+        kind,
+        degree,
+        path_length,
+        min_path_length,
+        max_path_length,
+        min_plan_length,
+        num_nodes,
+        train_size,
+        validation_size,
+        test_size,
+    } = config;
+    let settings = [
+        ("data.star.kind", format!("{kind:?}").to_lowercase()),
+        ("data.star.degree", degree.to_string()),
+        ("data.star.path_length", path_length.to_string()),
+        ("data.star.min_path_length", min_path_length.to_string()),
+        ("data.star.max_path_length", max_path_length.to_string()),
+        ("data.star.min_plan_length", min_plan_length.to_string()),
+        ("data.star.num_nodes", num_nodes.to_string()),
+        ("data.star.train_size", train_size.to_string()),
+        ("data.star.validation_size", validation_size.to_string()),
+        ("data.star.test_size", test_size.to_string()),
+        ("seed", seed.to_string()),
+        ("rows of a file", ROWS_PER_FILE.to_string()),
+    ];
+    Recipe { settings: settings.map(|(key, value)| (key.to_owned(), value)).into(), inputs: Vec::new() }
 }
 
 fn write_shard(dataset: &StarDataset, rows: std::ops::Range<u64>, path: &Path) -> Result<()> {

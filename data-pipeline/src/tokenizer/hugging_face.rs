@@ -32,7 +32,7 @@ impl HuggingFaceTokenizer {
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Tokenizer`] for the file; [`Error::Setting`] for names that are empty or shared by
-    /// roles that must differ (pad, cls, bos).
+    /// roles that must differ (pad, cls and bos; mask and bos).
     pub fn open(path: &Path, names: &SpecialTokenNames) -> Result<Self> {
         check_names(names)?;
         let bytes = std::fs::read(path).map_err(|source| Error::Io {
@@ -138,6 +138,10 @@ fn check_names(names: &SpecialTokenNames) -> Result<()> {
         return Err(Error::Setting(
             "data.special_tokens: pad, cls and bos must be three different tokens".into(),
         ));
+    }
+    // Masks are taken out of what is generated, and BOS is a part of it.
+    if names.mask == names.bos {
+        return Err(Error::Setting("data.special_tokens: mask and bos must be two different tokens".into()));
     }
     Ok(())
 }
@@ -276,6 +280,9 @@ mod tests {
         }
         let shared = SpecialTokenNames { bos: names.cls.clone(), ..names.clone() };
         assert!(HuggingFaceTokenizer::open(&file, &shared).unwrap_err().to_string().contains("different"));
+        let blank = SpecialTokenNames { bos: names.mask.clone(), ..names.clone() };
+        let blank = HuggingFaceTokenizer::open(&file, &blank).unwrap_err().to_string();
+        assert!(blank.contains("mask and bos must be two different"), "{blank}");
         let empty = SpecialTokenNames { sep: String::new(), ..names };
         assert!(HuggingFaceTokenizer::open(&file, &empty).unwrap_err().to_string().contains("sep"));
     }

@@ -20,7 +20,7 @@ fn rows_are_the_same_although_every_third_request_fails() {
     let proxy = Proxy::start(server.port);
     proxy.set(Faults::Some { seed: 5, percent: 33 });
     let wanted = rows(&open(&Sources::default(), &locals(), None).unwrap());
-    let patient = StoreConfig { retries: 12, ..at(proxy.port) };
+    let patient = StoreConfig { retries: Some(12), ..at(proxy.port) };
     // Until each kind of fault has been met.
     for _ in 0..8 {
         let dataset = open(&Sources::new(patient.clone()), &set(), None).unwrap();
@@ -35,7 +35,7 @@ fn rows_are_the_same_although_every_third_request_fails() {
 fn a_store_that_always_fails_is_given_up_with_url_range_and_cause() {
     let server = serve();
     let proxy = Proxy::start(server.port);
-    let impatient = StoreConfig { retries: 2, ..at(proxy.port) };
+    let impatient = StoreConfig { retries: Some(2), ..at(proxy.port) };
     let dataset = open(&Sources::new(impatient.clone()), &set(), None).unwrap();
     let cases = [
         (Fault::Status(500), 3, "status code: 500"),
@@ -74,7 +74,7 @@ fn a_store_that_always_fails_is_given_up_with_url_range_and_cause() {
 fn an_error_in_the_background_is_reported_to_the_one_who_asks() {
     let server = serve();
     let proxy = Proxy::start(server.port);
-    let impatient = StoreConfig { retries: 0, ..at(proxy.port) };
+    let impatient = StoreConfig { retries: Some(0), ..at(proxy.port) };
     let dataset = open(&Sources::new(impatient), &set(), None).unwrap();
     proxy.set(Faults::All(Fault::Status(500)));
     proxy.take_requests();

@@ -50,7 +50,7 @@ fn at(port: u16) -> StoreConfig {
         region: Some("us-east-1".into()),
         allow_http: true,
         anonymous: true,
-        retries: 3,
+        retries: Some(3),
         timeout_secs: 1,
         ..StoreConfig::default()
     }

@@ -29,7 +29,7 @@ fn digest(examples: &[data_pipeline::Example]) -> String {
 fn reader() {
     let Some(dir) = std::env::var_os("ILM_TEST_FOLDER") else { return };
     let dir = Path::new(&dir);
-    let config = StoreConfig { retries: 3, timeout_secs: 10, ..StoreConfig::default() };
+    let config = StoreConfig { retries: Some(3), timeout_secs: 10, ..StoreConfig::default() };
     let sources = Sources::new(config).with_cache(&dir.join("cache"), 1 << 30);
     let set = format!("s3://{BUCKET}/{FOLDER}").into();
     let dataset = open(&sources, &set, Some(&dir.join("train.idx"))).unwrap();
