@@ -68,6 +68,17 @@ impl Error {
         Err(Self::Sizes { what, problem: format!("{expected} are needed but {found} were given") })
     }
 
+    /// True if a GPU or its libraries failed, so that another start, perhaps elsewhere, may do better. Lack of memory is none of it,
+    /// nor is a GPU that this libtorch knows nothing of.
+    pub fn is_device_failure(&self) -> bool {
+        const FAILED: [&str; 3] = ["CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS"];
+        const OTHERWISE: [&str; 3] = ["out of memory", "ALLOC_FAILED", "no kernel image"];
+        let Self::Torch(error) = self else { return false };
+        let text = error.to_string();
+        let has = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
+        has(&FAILED) && !has(&OTHERWISE)
+    }
+
     /// True if the user's settings are to blame, false if data or the machine is.
     pub fn is_config(&self) -> bool {
         matches!(self, Self::Config(_))
@@ -77,6 +88,17 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_that_fails_is_told_from_one_that_is_full() {
+        let fails = |text: &str| Error::from(TchError::Torch(text.to_owned())).is_device_failure();
+        assert!(fails("CUDA error: an illegal memory access was encountered\nstack"));
+        assert!(fails("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"));
+        assert!(!fails("CUDA out of memory. Tried to allocate 2.00 GiB"));
+        assert!(!fails("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"));
+        assert!(!fails("shape '[3]' is invalid for input of size 1"));
+        assert!(!Error::Config("CUDA error".to_owned()).is_device_failure());
+    }
 
     #[test]
     fn what_libtorch_says_is_cut_to_one_line() {

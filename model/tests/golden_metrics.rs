@@ -33,7 +33,7 @@ fn golden_metrics_beside_the_corrected_ones() {
         let rows: Vec<Scored> = (rows_of(prompts).zip(rows_of(targets)).zip(rows_of(ids)))
             .map(|((prompt, target), predicted)| Scored { prompt, target, predicted })
             .collect();
-        let scores = reference_scores(&rows, PAD);
+        let scores = reference_scores(&rows, targets.shape[1], PAD);
         let matches: Vec<f32> = scores.iter().map(|score| f32::from(u8::from(score.exact_match))).collect();
         assert_eq!(matches, golden.floats(&format!("{name}.matches")));
         let expected = |metric: &str| f64::from(golden.floats(&format!("{name}.{metric}"))[0]);

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::SIGTERM;
 
 use crate::bench::BenchError;
-use crate::comm::{CommError, abort_process};
+use crate::comm::{CommError, GpuError, abort_process};
 use crate::complain;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
 use crate::generate::RequestError;
+use crate::jobs::RowsGone;
 use crate::run_dir::RunDirError;
 use crate::train::{Incompatible, NoCheckpoint, NonFinite, OtherNetwork, OtherTokenizer, SaveFailed};
 
@@ -25,7 +26,7 @@ pub const USAGE: i32 = 2;
 pub const DATA: i32 = 3;
 /// A checkpoint or the run directory cannot be read or written.
 pub const CHECKPOINT: i32 = 4;
-/// The ranks cannot speak to each other, one waited too long for another, or they hold different parameters.
+/// The ranks cannot speak to each other, one waited too long for another, they hold different parameters, or a GPU failed.
 pub const COMMUNICATION: i32 = 5;
 /// Loss or gradient is not finite, more often than steps may be skipped.
 pub const NON_FINITE: i32 = 6;
@@ -49,9 +50,16 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
     if let Some(data) = cause.downcast_ref::<data_pipeline::Error>() {
         return Some(if data.is_config() { USAGE } else { DATA });
     }
+    if let Some(model) = cause.downcast_ref::<ilm_model::Error>() {
+        return Some(if model.is_device_failure() { COMMUNICATION } else { USAGE });
+    }
+    if let Some(gpu) = cause.downcast_ref::<GpuError>() {
+        return Some(if matches!(gpu, GpuError::Call { .. }) { COMMUNICATION } else { USAGE });
+    }
     let known = [
         (cause.is::<ConfigError>() || cause.is::<DeviceError>(), USAGE),
-        (cause.is::<ilm_model::Error>() || cause.is::<BenchError>(), USAGE),
+        (cause.is::<BenchError>(), USAGE),
+        (cause.is::<RowsGone>(), DATA),
         (cause.is::<checkpoints::Error>() || cause.is::<RunDirError>(), CHECKPOINT),
         (cause.is::<Incompatible>() || cause.is::<SaveFailed>(), CHECKPOINT),
         (cause.is::<OtherNetwork>() || cause.is::<OtherTokenizer>(), CHECKPOINT),
@@ -128,6 +136,18 @@ mod tests {
 
     fn missing(path: &str) -> anyhow::Error {
         ConfigError::Read { path: path.into(), source: ErrorKind::NotFound.into() }.into()
+    }
+
+    #[test]
+    fn a_file_that_goes_while_a_job_reads_it_is_no_mistake_of_its_settings() {
+        let gone = || data_pipeline::Error::Io {
+            action: "read",
+            path: "train.parquet".into(),
+            source: ErrorKind::NotFound.into(),
+        };
+        assert_eq!(code_of(&gone().into()), USAGE);
+        let later: anyhow::Error = RowsGone::from(gone()).into();
+        assert_eq!((code_of(&later), sentence(&later)), (DATA, sentence(&gone().into())));
     }
 
     #[test]

@@ -45,7 +45,9 @@ impl JsonLines {
             replace_file(&path, &kept)?;
         }
         let newest = kept.lines().filter_map(step_of).max();
-        Ok(Self { newest, ..Self::append_to(path)? })
+        let mut lines = Self::append_to(path)?;
+        lines.newest = newest;
+        Ok(lines)
     }
 
     /// Whether a line of that step, or of a later one, was kept when the file was opened.
@@ -79,10 +81,7 @@ impl JsonLines {
         let was_refused = !self.waiting.is_empty();
         let noted = line_of(record).and_then(|line| {
             self.waiting.push_back(line);
-            while let Some(line) = self.waiting.pop_front() {
-                self.write(&line).inspect_err(|_| self.waiting.push_front(line))?;
-            }
-            Ok(())
+            self.catch_up()
         });
         match noted {
             Err(error) if !was_refused => telemetry::warn(&format!(
@@ -97,6 +96,14 @@ impl JsonLines {
         }
     }
 
+    /// Writes what waits.
+    fn catch_up(&mut self) -> io::Result<()> {
+        while let Some(line) = self.waiting.pop_front() {
+            self.write(&line).inspect_err(|_| self.waiting.push_front(line))?;
+        }
+        Ok(())
+    }
+
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let written = self.file.write_all(line);
         match written {
@@ -105,6 +112,15 @@ impl JsonLines {
             Err(_) => self.file.set_len(self.len)?,
         }
         written
+    }
+}
+
+impl Drop for JsonLines {
+    fn drop(&mut self) {
+        if let Err(error) = self.catch_up() {
+            let error = RunDirError::new("append to", &self.path)(error);
+            telemetry::warn(&format!("{error}; its last {} lines are lost", self.waiting.len()));
+        }
     }
 }
 
@@ -162,5 +178,12 @@ mod tests {
         let expected: String = (1..=4).map(|step| format!("{{\"step\":{step}}}\n")).collect();
         assert_eq!(fs::read_to_string(&path).unwrap(), expected);
         assert!(lines.waiting.is_empty());
+
+        // The last ones have nobody behind them.
+        let disk = std::mem::replace(&mut lines.file, File::options().write(true).open("/dev/full").unwrap());
+        lines.note(&json!({"step": 5}));
+        lines.file = disk;
+        drop(lines);
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected + "{\"step\":5}\n");
     }
 }

@@ -486,15 +486,3 @@ fn any_number_of_ranks_up_to_the_lanes_trains() {
     let error = validate::training(&e, 65).unwrap_err().to_string();
     assert!(error.starts_with("65 ranks are more than data.canonical_lanes = 64"), "{error}");
 }
-
-#[test]
-fn graphs_that_outgrow_their_blocks_are_warned_of() {
-    let e = compose("star_hard_ilm", &["data.star.max_path_length=16", "lr_scheduler.num_warmup_steps=0"])
-        .unwrap();
-    let warnings = validate::settings(&e.experiment).unwrap();
-    assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(
-        warnings[0].starts_with("input_block_size = 116 cuts the largest star graphs, which need 153 tokens")
-    );
-    assert!(warnings[1].starts_with("block_size = 28 cuts the largest star graphs, which need 31 tokens"));
-}

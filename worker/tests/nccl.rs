@@ -211,6 +211,12 @@ fn exposed(comm: &mut dyn Collectives) -> anyhow::Result<()> {
     ensure!(exchange.finish()? == Duration::ZERO, "nothing was begun");
     exchange.begin("gradients", ExchangeOp::AllReduce, 0..LEN)?;
     ensure!(exchange.finish()? > Duration::ZERO, "half a second of exchange was not seen");
+    // What waits is behind the wait, so nothing is left to wait for in the end.
+    exchange.begin("parameters", ExchangeOp::AllGather, 0..LEN)?;
+    exchange.wait_for(0..LEN)?;
+    exchange.wait_for(0..LEN)?;
+    ensure!(exchange.finish()? > Duration::ZERO, "the wait for parameters was not seen");
+    ensure!(exchange.finish()? == Duration::ZERO, "what was told is told again");
     Ok(())
 }
 

@@ -35,7 +35,8 @@ pub struct PredictorConfig {
     pub force_predict_first_step: bool,
     /// Strings of the tokens that are never inserted; none means CLS, BOS, EOS, PAD and MASK.
     pub tokens_to_suppress: Option<Vec<String>>,
-    /// True scores positions in f64.
+    /// True adds up the scores of each position's tokens in f64, where the second method draws the position. Tokens are
+    /// always drawn from f32 scores; the reference's option makes these f64 too.
     pub use_high_precision: bool,
     /// True keeps the text after every insertion beside the final one.
     pub return_history: bool,

@@ -50,13 +50,13 @@ pub fn exact_match_with_lengths(
 
 /// The reference's scores of a batch, for comparison with its published numbers only.
 ///
-/// It pads prompts on the left and targets on the right, cuts every target row to the width of the widest prediction of
-/// the batch, and counts padding as tokens; so a batch that stops early everywhere scores too high, and a row's score depends on
-/// its batch. Where a prediction is wider than prompt and target the reference fails; here the surplus counts as wrong.
-pub fn reference_scores(rows: &[Scored], pad: i64) -> Vec<Score> {
+/// It pads prompts on the left and targets on the right, to `target_width` tokens, cuts every target row to the width of
+/// the widest prediction of the batch, and counts padding as tokens; so a batch that stops early everywhere scores too
+/// high, and a row's score depends on its batch. Where a prediction is wider than prompt and target the reference fails;
+/// here the surplus is no exact match, and its tokens are not counted.
+pub fn reference_scores(rows: &[Scored], target_width: usize, pad: i64) -> Vec<Score> {
     let longest = |len: &dyn Fn(&Scored) -> usize| rows.iter().map(len).max().unwrap_or(0);
     let prompt_width = longest(&|row| row.prompt.len());
-    let target_width = longest(&|row| row.target.len());
     let left = |row: &Scored| prompt_width - row.prompt.len();
     let width = longest(&|row| left(row) + row.predicted.len());
     rows.iter()
@@ -105,10 +105,28 @@ mod tests {
     #[test]
     fn the_reference_rewards_stopping_early() {
         let rows = [Scored { prompt: &[1, 4], target: &[7, 8], predicted: &[1, 4, 7] }];
-        assert!(reference_scores(&rows, 0)[0].exact_match);
+        assert!(reference_scores(&rows, 2, 0)[0].exact_match);
         assert!(!score(rows[0]).exact_match);
         let rows = [rows[0], Scored { prompt: &[1, 4], target: &[5], predicted: &[1, 4, 5, 5, 5] }];
-        let scores = reference_scores(&rows, 0);
+        let scores = reference_scores(&rows, 2, 0);
         assert!(scores.iter().all(|score| !score.exact_match));
+    }
+
+    #[test]
+    fn the_reference_counts_padding_as_far_as_the_widest_prediction() {
+        fn row(predicted: &[i64]) -> Scored<'_> {
+            Scored { prompt: &[1, 4], target: &[10, 11, 12, 13, 14, 15, 16, 17], predicted }
+        }
+        let accuracies = |rows: [Scored; 2]| {
+            let scores = reference_scores(&rows, 14, 0);
+            [scores[0].token_accuracy, scores[1].token_accuracy]
+        };
+        let right = row(&[1, 4, 10, 11, 12, 13, 14, 15, 16, 17]);
+        let long = row(&[1, 4, 10, 11, 12, 13, 14, 15, 16, 17, 5, 5]);
+        let short = row(&[1, 4, 10]);
+        assert_eq!(accuracies([right, long]), [1.0, 0.8]);
+        assert_eq!(accuracies([right, short]), [1.0, 0.125]);
+        // beside the long row two places of padding are right as well
+        assert_eq!(accuracies([long, short]), [0.8, 0.3]);
     }
 }

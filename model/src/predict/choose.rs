@@ -57,7 +57,7 @@ fn jointly(
     Ok(drawn.into_iter().map(|place| place.map(split)).collect())
 }
 
-/// A gap by the log of the sum over its tokens, then a token there.
+/// A gap by the log of the sum over its tokens, whose exponentials are f64 if `precise`, then a token there.
 fn position_first(
     scores: &Scores,
     rows: &[Range<usize>],

@@ -10,6 +10,7 @@ mod dynamic;
 mod engine;
 mod equality;
 mod exchange;
+mod gather;
 mod launch_env;
 mod mpi;
 mod mpi_exchange;
@@ -34,6 +35,7 @@ pub use self::exchange::{Alone, Exchange, ExchangeOp, FlatMemory};
 pub use self::launch_env::LaunchEnv;
 pub use self::mpi::{Mpi, abort_on_panic, abort_process};
 pub use self::nccl::{Communicator, NcclExchange, NcclLibrary, UniqueId};
+pub use self::notices::Alarm;
 pub use self::solo::Solo;
 use crate::signals::StopRequest;
 
@@ -108,6 +110,11 @@ pub trait Collectives {
 
     /// From now on a request to stop that one rank gets is soon one of all ranks, whatever they are at.
     fn share_stop(&mut self, stop: &StopRequest);
+
+    /// What makes all ranks report where they are, for who finds that they stand still by other means than these operations.
+    fn alarm(&self) -> Alarm {
+        Alarm::default()
+    }
 
     /// Opens an exchange of flat buffers in host memory. It must be dropped before these collectives are.
     ///

@@ -6,7 +6,7 @@ use std::ffi::{c_char, c_int, c_void};
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mpi::environment::Universe;
@@ -14,11 +14,12 @@ use mpi::ffi;
 use mpi::traits::{AsRaw, Communicator};
 
 use super::agreement::Agreement;
+use super::gather::gather_bytes;
 use super::mpi_exchange::MpiExchange;
 use super::neighbour::Neighbours;
-use super::notices::{Notices, Word};
+use super::notices::{Alarm, Notices, lock};
 use super::ring::Ring;
-use super::watchdog::{GRACE, Watchdog, report};
+use super::watchdog::{Watchdog, report};
 use super::{Buffer, Collectives, CommError, Exchange, FlatMemory, LaunchEnv, ReduceOp};
 use crate::signals::StopRequest;
 use crate::{complain, exit, vitals};
@@ -148,6 +149,10 @@ impl Collectives for Mpi {
         lock(&self.notices).share(stop);
     }
 
+    fn alarm(&self) -> Alarm {
+        Alarm::of(&self.notices)
+    }
+
     unsafe fn exchange(&mut self, memory: FlatMemory) -> Result<Box<dyn Exchange>, CommError> {
         let Neighbours { before, read_by_next, readers } = Neighbours::find(self, memory)?;
         let comm = self.collective("exchange", 0, |comm| {
@@ -169,7 +174,6 @@ impl Drop for Mpi {
     }
 }
 
-/// Starts the thread that watches the deadlines and passes words between ranks.
 /// Initialises MPI, which waits for all ranks. Ends this process if one of them does not come in time: it may hang before it has
 /// anything that others could notice.
 fn meet(env: &LaunchEnv, timeout: Duration) -> Result<(Universe, mpi::Threading), CommError> {
@@ -194,8 +198,9 @@ fn meet(env: &LaunchEnv, timeout: Duration) -> Result<(Universe, mpi::Threading)
     connected.ok_or(CommError::Start)
 }
 
+/// Starts the thread that watches the deadlines and passes words between ranks.
 fn watch(rank: usize, timeout: Duration, notices: &Arc<Mutex<Notices>>) -> std::io::Result<Watchdog> {
-    let (looks, ends) = (Arc::clone(notices), Arc::clone(notices));
+    let (looks, ends) = (Arc::clone(notices), Alarm::of(notices));
     let look = move || {
         let told = lock(&looks).look();
         if told {
@@ -205,17 +210,10 @@ fn watch(rank: usize, timeout: Duration, notices: &Arc<Mutex<Notices>>) -> std::
     };
     let end = move |message: &str| {
         complain!("error: {message}");
-        // Whoever holds the others up may still be able to say why.
-        lock(&ends).say(Word::Report);
-        report(rank);
-        std::thread::sleep(GRACE);
+        ends.sound(rank);
         abort_process(exit::COMMUNICATION);
     };
     Watchdog::start(rank, timeout, look, end)
-}
-
-fn lock(notices: &Mutex<Notices>) -> MutexGuard<'_, Notices> {
-    notices.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A borrowed buffer as MPI wants it.
@@ -250,52 +248,6 @@ impl RawBuffer {
             (self.start.wrapping_byte_add(begin * self.element_bytes), count as c_int)
         })
     }
-}
-
-fn gather_bytes(comm: ffi::MPI_Comm, world_size: usize, mine: &[u8]) -> Result<Vec<Vec<u8>>, c_int> {
-    let length = mine.len() as c_int;
-    let mut lengths: Vec<c_int> = vec![0; world_size];
-    // SAFETY: one int is sent, and `lengths` has room for one of every rank.
-    check(unsafe {
-        ffi::MPI_Allgather(
-            (&raw const length).cast(),
-            1,
-            ffi::RSMPI_INT32_T,
-            lengths.as_mut_ptr().cast(),
-            1,
-            ffi::RSMPI_INT32_T,
-            comm,
-        )
-    })?;
-    let offsets: Vec<c_int> = lengths
-        .iter()
-        .scan(0, |end, length| {
-            let begin = *end;
-            *end += length;
-            Some(begin)
-        })
-        .collect();
-    let total: c_int = lengths.iter().sum();
-    if total == 0 {
-        // Empty vectors share a dangling address, which MPI takes for forbidden aliasing.
-        return Ok(vec![Vec::new(); world_size]);
-    }
-    let mut all = vec![0u8; total as usize];
-    // SAFETY: `all` has room for the sum of the gathered lengths, laid out by `offsets`.
-    check(unsafe {
-        ffi::MPI_Allgatherv(
-            mine.as_ptr().cast(),
-            length,
-            ffi::RSMPI_UINT8_T,
-            all.as_mut_ptr().cast(),
-            lengths.as_ptr(),
-            offsets.as_ptr(),
-            ffi::RSMPI_UINT8_T,
-            comm,
-        )
-    })?;
-    let part = |(begin, length): (&c_int, &c_int)| all[*begin as usize..(begin + length) as usize].to_vec();
-    Ok(offsets.iter().zip(&lengths).map(part).collect())
 }
 
 fn reduction(op: ReduceOp) -> ffi::MPI_Op {

@@ -5,10 +5,12 @@
 //! the ranks 1, 2, 4, 8 .. further on: after few looks all know it, and nobody sends more than a few messages.
 
 use std::ffi::c_int;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mpi::ffi;
 
 use super::mpi::check;
+use super::watchdog::{GRACE, report};
 use crate::signals::StopRequest;
 
 /// What can be said.
@@ -22,6 +24,29 @@ pub(super) enum Word {
 
 impl Word {
     const ALL: [Self; 2] = [Self::Stop, Self::Report];
+}
+
+/// Makes all ranks report where they are, from any thread: whoever holds the others up may still be able to say why.
+#[derive(Clone, Default)]
+pub struct Alarm(Option<Arc<Mutex<Notices>>>);
+
+impl Alarm {
+    pub(super) fn of(notices: &Arc<Mutex<Notices>>) -> Self {
+        Self(Some(Arc::clone(notices)))
+    }
+
+    /// Returns when all have had time to report; `rank` is this one.
+    pub(super) fn sound(&self, rank: usize) {
+        if let Some(notices) = &self.0 {
+            lock(notices).say(Word::Report);
+        }
+        report(rank);
+        std::thread::sleep(GRACE);
+    }
+}
+
+pub(super) fn lock(notices: &Mutex<Notices>) -> MutexGuard<'_, Notices> {
+    notices.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One rank's part.

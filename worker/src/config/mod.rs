@@ -6,6 +6,7 @@
 
 mod compose;
 mod error;
+mod graphs;
 mod library;
 mod overrides;
 mod schema;

@@ -5,6 +5,7 @@ use data_pipeline::config::DataConfig;
 use ilm_model::config::{LossConfig, ModelConfig, Precision, PredictorConfig, Recompute};
 use serde::{Deserialize, Serialize};
 
+use crate::scale::MOST_TOKENS;
 use crate::signals::StopSignal;
 
 /// Everything that defines a run.
@@ -68,10 +69,13 @@ impl Experiment {
         self.input_block_size.unwrap_or(0).saturating_add(self.block_size)
     }
 
-    /// Rows of a batch of an evaluation or of generation, whose results do not depend on it.
+    /// Rows of a batch of an evaluation or of generation, whose results do not depend on it: no more than have as many
+    /// tokens as a micro-batch may, if all are as long as a row can be.
     pub fn evaluation_rows(&self) -> usize {
         const UNLESS_TOLD: usize = 64;
-        self.per_device_batch_size.unwrap_or(UNLESS_TOLD)
+        let tokens = self.trainer.max_tokens_per_micro_batch.unwrap_or(MOST_TOKENS);
+        let longest = usize::try_from(self.max_length()).unwrap_or(usize::MAX).max(1);
+        self.per_device_batch_size.unwrap_or(UNLESS_TOLD).min(tokens / longest).max(1)
     }
 
     /// Tokens that the model has positions for: `model.max_length`, else the longest row.
@@ -175,7 +179,8 @@ pub struct TrainerConfig {
     /// Optimizer steps between two validations; the last step of a run is validated as well. None never validates.
     pub val_check_interval: Option<u64>,
     /// Most visible tokens of one forward and backward pass of a rank; none takes what memory allows, and in a resumed run
-    /// what it had before. A longer row is a pass of its own.
+    /// what it had before. A longer row is a pass of its own. Evaluations and generation take no more rows at a time than
+    /// have so many tokens (unset: 16,384) at full length.
     pub max_tokens_per_micro_batch: Option<usize>,
     /// Threads of a rank's tensor operations; none leaves it to libtorch.
     pub threads: Option<usize>,
@@ -237,5 +242,25 @@ impl Default for TrainerConfig {
             max_skipped_steps_in_row: 3,
             skip_spikes_above: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evaluations_take_no_more_tokens_at_once_than_training() {
+        let mut experiment =
+            Experiment { per_device_batch_size: Some(512), block_size: 1024, ..Experiment::default() };
+        assert_eq!(experiment.evaluation_rows(), 16);
+        experiment.trainer.max_tokens_per_micro_batch = Some(100);
+        assert_eq!(experiment.evaluation_rows(), 1, "a longer row is a batch of its own");
+        experiment.block_size = 10;
+        assert_eq!(experiment.evaluation_rows(), 10);
+        experiment.model.max_length = Some(25);
+        assert_eq!(experiment.evaluation_rows(), 4, "generated rows may outgrow the block");
+        experiment.per_device_batch_size = Some(3);
+        assert_eq!(experiment.evaluation_rows(), 3);
     }
 }

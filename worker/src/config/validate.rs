@@ -3,10 +3,12 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use data_pipeline::config::{StarConfig, StarKind, Task};
+use data_pipeline::config::Task;
 use data_pipeline::{BatchPlan, MicroBatchLimit};
+use ilm_model::config::{HeadKind, LengthLoss, ModelClass, PredictorConfig};
 
 use super::error::ConfigError;
+use super::graphs;
 use super::tree::{Experiment, OptimizerConfig, Schedule, TrainerConfig};
 use crate::eval::Report;
 
@@ -184,6 +186,13 @@ fn lengths(experiment: &Experiment) -> Result<(), ConfigError> {
              raise it or leave it unset"
         ));
     }
+    let generated_row = graphs::longest_row(experiment);
+    if prompt_is_open && graphs::are_generated(&experiment.data) && !fits(generated_row) {
+        return conflict(format!(
+            "model.max_length = {positions} is below the longest row of generated star graphs, {generated_row} tokens: \
+             without input_block_size no prompt is cut; raise it or set input_block_size"
+        ));
+    }
     match experiment.predictor.max_length {
         Some(length) if !fits(length) => conflict(format!(
             "predictor.max_length = {length} is above the {positions} tokens that the model has positions for; lower \
@@ -217,34 +226,43 @@ fn warnings(experiment: &Experiment) -> Vec<String> {
                 "input_block_size = {size} only lengthens the position table: text has no prompts"
             ));
         }
-        (Task::Star, size) => warnings.extend(cut_graphs(experiment, size)),
+        (Task::Star, _) => warnings.extend(graphs::warnings(experiment)),
         (Task::Text, None) => {}
     }
+    warnings.extend(untrained_head(experiment));
+    warnings.extend(unused_precision(&experiment.predictor));
     warnings
 }
 
-/// Warns of blocks that are too short for the largest graph, whose prompts or paths are then cut.
-fn cut_graphs(experiment: &Experiment, input_block_size: Option<usize>) -> Vec<String> {
-    let StarConfig { kind, degree, path_length, max_path_length, .. } = experiment.data.star;
-    let arm = match kind {
-        StarKind::Symmetric => path_length,
-        StarKind::Asymmetric => max_path_length,
+/// Warns of a head that prediction asks although nothing has trained it.
+fn untrained_head(experiment: &Experiment) -> Option<String> {
+    let (loss, class) = (&experiment.loss, experiment.model.class);
+    let is_headless = |class: &ModelClass| class.head() == HeadKind::None;
+    if is_headless(&class) {
+        return None;
+    }
+    let cause = match loss.length_loss {
+        LengthLoss::None => "loss.length_loss = \"none\"",
+        _ if loss.length_loss_weight == 0.0 => "loss.length_loss_weight = 0",
+        _ => return None,
     };
-    let path = arm.saturating_sub(1).saturating_mul(2);
-    // Two tokens per edge, the source, the goal, and CLS or BOS in front.
-    let prompt = path.saturating_mul(degree).saturating_add(3);
-    let needs = [
-        ("input_block_size", input_block_size, prompt),
-        ("block_size", Some(experiment.block_size), path.saturating_add(1)),
-    ];
-    let short = needs
-        .into_iter()
-        .filter_map(|(key, size, need)| size.filter(|size| *size < need).map(|s| (key, s, need)));
-    short
-        .map(|(key, size, need)| {
-            format!("{key} = {size} cuts the largest star graphs, which need {need} tokens")
-        })
-        .collect()
+    let headless: Vec<&str> = ModelClass::ALL.into_iter().filter(is_headless).map(ModelClass::key).collect();
+    Some(format!(
+        "{cause} does not train the head of model.class = \"{}\", which says when a generated text is complete; train \
+         it, or take a class without a head ({})",
+        class.key(),
+        headless.join(", ")
+    ))
+}
+
+/// Warns of a precision that nothing is computed in.
+fn unused_precision(predictor: &PredictorConfig) -> Option<String> {
+    let is_unused = predictor.use_high_precision && predictor.second_sampling_method.is_none();
+    is_unused.then(|| {
+        "predictor.use_high_precision = true has no effect without predictor.second_sampling_method, whose scores of \
+         positions are all that is computed in f64"
+            .to_owned()
+    })
 }
 
 fn optional<T>(
@@ -295,5 +313,34 @@ mod tests {
         let warning = warned(48).unwrap();
         assert!(warning.contains("some compute 2 rows where others compute 1"), "{warning}");
         assert!(warning.ends_with("data.canonical_lanes=96"), "{warning}");
+    }
+
+    fn warned(changes: &[&str]) -> Vec<String> {
+        let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        settings(&crate::config::load("text_ilm", &changes, None).unwrap().experiment).unwrap()
+    }
+
+    #[test]
+    fn a_head_that_nothing_trains_is_warned_of() {
+        for (setting, said) in [
+            ("loss.length_loss=none", "loss.length_loss = \"none\""),
+            ("loss.length_loss_weight=0", "loss.length_loss_weight = 0"),
+        ] {
+            let warnings = warned(&[setting]);
+            assert_eq!(warnings.len(), 1, "{warnings:?}");
+            let said = format!("{said} does not train the head of model.class = \"rotary_stopping\", ");
+            assert!(warnings[0].starts_with(&said), "{warnings:?}");
+            assert!(warnings[0].ends_with("(rotary_base, rotary_ilm, rotary_it, gpt2_base, gpt2_ilm)"));
+        }
+        assert_eq!(warned(&["model.class=rotary_ilm", "loss.length_loss=none"]), [""; 0]);
+    }
+
+    #[test]
+    fn precision_without_a_use_is_warned_of() {
+        let precise = "predictor.use_high_precision=true";
+        assert_eq!(warned(&[precise]), [""; 0]);
+        let warnings = warned(&[precise, "predictor.second_sampling_method="]);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].starts_with("predictor.use_high_precision = true has no effect without "));
     }
 }

@@ -18,7 +18,7 @@ pub(super) fn compare(
     comm: &mut dyn Collectives,
 ) -> anyhow::Result<Outcome<Answers>> {
     let config = context.config;
-    let pad = context.assembly.special_ids().pad;
+    let (pad, block) = (context.assembly.special_ids().pad, config.block_size);
     let predictor = context.assembly.predictor(config)?;
     let plan =
         EvalPlan::new(context.dataset.len(), config.evaluation_rows(), comm.rank(), comm.world_size())?;
@@ -33,12 +33,12 @@ pub(super) fn compare(
             Ok(Next::Item(batch)) => batch,
             Ok(Next::Stopped) => break Outcome::Stopped,
             Ok(Next::End) => break Outcome::Done(()),
-            Err(error) => break Outcome::Failed(Some(error)),
+            Err(error) => break context.fails(error),
         };
         let prompts = prompts(&batch);
         let predicted = predictor.predict_unless(&|| context.stops(), model, &prompts, config.seed)?;
         let Some(predictions) = predicted else { break Outcome::Stopped };
-        add_scores(&mut sums, &batch, &predictions, pad);
+        add_scores(&mut sums, &batch, &predictions, (pad, block));
     };
     let totals = sum_up(comm, "evaluation answers", sums, end)?;
     Ok(totals.map(|[exact_match, token_accuracy, reference_exact, reference_accuracy, inserted, rows]| {
@@ -66,7 +66,8 @@ fn prompts(batch: &PromptBatch) -> Vec<Prompt> {
     batch.sample_ids.iter().enumerate().map(prompt).collect()
 }
 
-fn add_scores(sums: &mut Sums, batch: &PromptBatch, predictions: &[Prediction], pad: i64) {
+/// The reference pads answers with `pad` to `block` tokens.
+fn add_scores(sums: &mut Sums, batch: &PromptBatch, predictions: &[Prediction], (pad, block): (i64, usize)) {
     let rows: Vec<Scored<'_>> = predictions
         .iter()
         .enumerate()
@@ -77,7 +78,8 @@ fn add_scores(sums: &mut Sums, batch: &PromptBatch, predictions: &[Prediction], 
         })
         .collect();
     let as_number = |holds: bool| f64::from(u8::from(holds));
-    for ((row, reference), prediction) in rows.iter().zip(reference_scores(&rows, pad)).zip(predictions) {
+    let references = reference_scores(&rows, block, pad);
+    for ((row, reference), prediction) in rows.iter().zip(references).zip(predictions) {
         let corrected = score(*row);
         let values = [
             as_number(corrected.exact_match),

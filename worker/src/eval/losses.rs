@@ -27,7 +27,7 @@ pub(super) fn mean_losses(
             Ok(Next::Item(batch)) if !context.stops() => batch,
             Ok(Next::Item(_) | Next::Stopped) => break Outcome::Stopped,
             Ok(Next::End) => break Outcome::Done(()),
-            Err(error) => break Outcome::Failed(Some(error)),
+            Err(error) => break context.fails(error),
         };
         let parts = model.loss(&batch_view(&batch), &config.loss)?;
         let totals = [parts.ce.iter().sum::<f64>(), parts.length.iter().sum(), batch.rows() as f64];

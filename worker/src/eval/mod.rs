@@ -7,7 +7,7 @@ mod report;
 
 use std::sync::Arc;
 
-use data_pipeline::{Dataset, Task};
+use data_pipeline::{Dataset, Error, Task};
 use ilm_model::Model;
 
 pub use self::outcome::Outcome;
@@ -31,6 +31,12 @@ pub struct EvalContext<'a> {
 }
 
 impl EvalContext<'_> {
+    /// The end on a rank that cannot have its rows. Others have perhaps long to go, for nothing: they are told to stop.
+    fn fails(&self, error: Error) -> Outcome<()> {
+        self.stop.set();
+        Outcome::Failed(Some(error))
+    }
+
     /// Whether it shall end; asked between two batches or insertions, which is a sign of life.
     fn stops(&self) -> bool {
         vitals::tick();

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use data_pipeline::Tokenizer;
-use ilm_model::metrics::{Mean, unigram_entropy};
+use ilm_model::metrics::{Mean, TextScore};
 use ilm_model::{Prediction, SpecialIds};
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +64,7 @@ fn to_ids(ids: &[i64]) -> Vec<u32> {
     ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect()
 }
 
-/// Means over all generated texts.
+/// Means over all generated texts; length and entropy as in [`TextScore`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
     inserted: Mean,
@@ -81,8 +81,9 @@ impl Summary {
             Self { inserted: Mean::default(), length: Mean::default(), entropy: Mean::default(), rate };
         for record in records {
             summary.inserted.add(record.inserted as f64, 1.0);
-            summary.length.add(record.ids.len() as f64, 1.0);
-            summary.entropy.add(unigram_entropy(&record.ids), 1.0);
+            let text = TextScore::new(&record.ids);
+            summary.length.add(text.length as f64, 1.0);
+            summary.entropy.add(text.entropy, 1.0);
         }
         summary
     }
@@ -100,5 +101,32 @@ impl fmt::Display for Summary {
             mean(self.entropy),
             self.rate
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(ids: &[i64], inserted: usize) -> Record {
+        Record {
+            id: 0,
+            text: String::new(),
+            text_with_spl_tokens: String::new(),
+            ids: ids.to_vec(),
+            inserted,
+            fillings: None,
+            history: None,
+        }
+    }
+
+    #[test]
+    fn length_and_entropy_leave_out_the_first_token() {
+        let records = [record(&[1, 4, 7, 7], 2), record(&[1, 4], 0)];
+        let summary = Summary::of(&records, 2, Duration::from_secs(1));
+        assert_eq!(
+            summary.to_string(),
+            "2 texts, on average 2.0 tokens of which 1.0 inserted, unigram entropy 0.318 nats; 2.0 insertions/s"
+        );
     }
 }

@@ -8,7 +8,7 @@ use anyhow::bail;
 
 use super::offline::Offline;
 use crate::cli::GenerateArgs;
-use crate::comm::Collectives;
+use crate::comm::{Collectives, assert_equal};
 use crate::exit;
 use crate::generate::{
     Limits, Partial, Record, Request, Source, Summary, digest, generate as generate_all, requests,
@@ -72,6 +72,7 @@ impl Generation<'_> {
         let (lengths, precision) = (config.max_length(), config.trainer.precision);
         let settings = (&config.predictor, lengths, config.seed, &loaded.run, loaded.weights, precision);
         let settings = serde_json::to_string(&settings)?;
+        assert_equal(comm, "requests", digest(&settings, &self.requests))?;
         let output = self.output(loaded.run.step, &settings);
         let partial = Partial::new(&output, &settings);
         let _lock = if rank == 0 { Some(partial.lock()?) } else { None };

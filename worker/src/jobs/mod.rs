@@ -28,6 +28,7 @@ pub use self::list::{experiments, show_config};
 pub use self::plan::plan;
 pub use self::prepare::prepare;
 pub use self::replay::replay;
+pub use self::shared_rows::RowsGone;
 pub use self::train::train;
 pub use self::train_tokenizer::train_tokenizer;
 pub use self::verify_resume::verify_resume;

@@ -17,13 +17,18 @@ pub(super) fn assert_same_rows(
     assert_equal(comm, what, format!("{} rows with the fingerprint {}", dataset.len(), dataset.fingerprint()))
 }
 
+/// A rank cannot have rows that were there when the job began.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct RowsGone(#[from] Error);
+
 /// Ends the job on all ranks because one cannot have its rows; `error` is that of this rank. The result is the exit code.
 ///
 /// # Errors
-/// That error.
+/// [`RowsGone`] with that error.
 pub(super) fn end_by_data(comm: &mut dyn Collectives, error: Option<Error>) -> anyhow::Result<i32> {
     if let Some(error) = error {
-        return Err(error.into());
+        return Err(RowsGone::from(error).into());
     }
     // The rank with the error never comes here: it ends this one.
     comm.barrier("end by an error")?;

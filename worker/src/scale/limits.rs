@@ -102,7 +102,7 @@ fn exchanging(prediction: &Prediction, subject: &Subject) -> Vec<Limit> {
         Limit { share: seconds.gather / step, reason: format!("exposed all-gather of parameters: {remedy}") },
         Limit {
             share: seconds.optimizer / step,
-            reason: "the optimizer: raise global_batch_size".to_owned(),
+            reason: "the optimizer, whose kernels are many and small: raise global_batch_size or trainer.reduce_bucket_mib".to_owned(),
         },
     ]
 }

@@ -9,7 +9,7 @@ use super::hardware::Hardware;
 use super::limits::{self, Limit};
 use super::memory::{Resident, Sizes, TokenBudget};
 use super::rows::{Row, RowMoments};
-use super::work::{Work, kernels, optimizer_traffic};
+use super::work::{Work, kernels, optimizer_kernels, optimizer_traffic};
 use crate::config::Experiment;
 
 const FP32: f64 = 4.0;
@@ -232,6 +232,10 @@ fn seconds(
     // Nor the gathering of their parameters, which a forward pass begins with.
     let first = if sharded { last } else { 0.0 };
     let updated = layout.len() as f64 / if sharded { ranks } else { 1.0 };
+    let update = optimizer_traffic(shape, updated, layout.len() as f64) / memory;
+    // The host has just waited for the gradient's norm, so nothing is queued before the first of these kernels.
+    let windows = buckets(experiment, layout.len() as f64 * FP32);
+    let update_launches = optimizer_kernels(windows) * hardware.compute.launch_s;
     Seconds {
         gemm,
         attention,
@@ -239,7 +243,7 @@ fn seconds(
         launches,
         uneven: uneven.max(0.0),
         reduce: last + (exchange.reduce - last - backward).max(0.0),
-        optimizer: optimizer_traffic(shape, updated, layout.len() as f64) / memory,
+        optimizer: update.max(update_launches),
         gather: first + (exchange.gather - first - forward).max(0.0),
     }
 }
@@ -343,7 +347,9 @@ mod tests {
         // 24 tokens reach 24 / 34 of the efficiency of 0.5 at 100 FLOP/s.
         let weights = 2.0 * (4.0 * 256.0 + 2.0 * 16.0 * 64.0) + 16.0 * 20.0;
         assert!((one.seconds.gemm - 6.0 * weights * 24.0 / (50.0 * 24.0 / 34.0)).abs() < 1e-6);
-        assert_eq!(one.seconds.optimizer, 36.0 * parameters / 500.0);
+        assert_eq!(one.seconds.optimizer, 120.0 * parameters / 500.0);
+        let (slow, _) = predict(1, |_, hardware| hardware.compute.launch_s = 1e6);
+        assert_eq!(slow.seconds.optimizer, 14.0 * 1e6);
         assert_eq!((one.seconds.reduce, one.seconds.gather, one.exchange.sent), (0.0, 0.0, 0.0));
         assert!((one.examples_per_s * one.seconds.step() - 4.0).abs() < 1e-9);
         let useful = 24.0 * (6.0 * weights + 12.0 * 16.0 * 2.0 * 6.0);
@@ -423,7 +429,10 @@ mod tests {
         assert!(slow_disk[0].starts_with("checkpoints: "), "{slow_disk:?}");
         let text = reasons(1, |_, hardware| hardware.host.tokenised_per_s = 1e-6);
         assert!(text[0].contains("ilm-worker prepare"), "{text:?}");
-        let slow_memory = reasons(1, |_, hardware| hardware.memory.bytes_per_s = 1e-3);
+        let slow_memory = reasons(1, |experiment, hardware| {
+            experiment.global_batch_size = 400;
+            hardware.memory.bytes_per_s = 1e-3;
+        });
         assert!(slow_memory[0].starts_with("operations between"), "{slow_memory:?}");
         let launches = reasons(1, |_, hardware| hardware.compute.launch_s = 1e6);
         assert!(launches[0].contains("wait for kernels to start"), "{launches:?}");

@@ -14,8 +14,10 @@ const BLOCK_BYTES: [f64; 2] = [556.0, 432.0];
 /// that, read and written as gradient, read by two products.
 const LOGIT_BYTES: [f64; 2] = [36.0, 30.0];
 
-/// Bytes per parameter that the optimizer reads and writes: gradient, parameter, moments, average.
-const OPTIMIZER_BYTES: f64 = 36.0;
+/// Bytes per parameter that the optimizer's kernels on a GPU read and write, those of the gradient's norm and of decay among them, and
+/// the kernels of one window, for a matrix in bf16.
+const OPTIMIZER_BYTES: f64 = 120.0;
+const OPTIMIZER_KERNELS: f64 = 14.0;
 
 /// Bytes per parameter that rounding reads and writes.
 const ROUNDING_BYTES: f64 = 6.0;
@@ -71,6 +73,11 @@ pub fn optimizer_traffic(shape: &ModelShape, updated: f64, all: f64) -> f64 {
     OPTIMIZER_BYTES * updated + ROUNDING_BYTES * rounded
 }
 
+/// Kernels of an update in so many windows.
+pub fn optimizer_kernels(windows: f64) -> f64 {
+    OPTIMIZER_KERNELS * windows
+}
+
 /// Kernels of one micro-batch.
 pub fn kernels(shape: &ModelShape) -> f64 {
     BLOCK_KERNELS * shape.config.num_layers as f64 + OTHER_KERNELS
@@ -106,8 +113,8 @@ mod tests {
         let again = Work::new(&shape, &rows, 20.0);
         assert!((again.gemm_flops - work.gemm_flops - 2.0 * 20.0 * 2.0 * block).abs() < 1e-6);
         assert_eq!(again.useful_flops, work.useful_flops);
-        assert_eq!(optimizer_traffic(&shape, 10.0, 40.0), 360.0);
+        assert_eq!(optimizer_traffic(&shape, 10.0, 40.0), 1200.0);
         shape.precision = Precision::Bf16;
-        assert_eq!(optimizer_traffic(&shape, 10.0, 40.0), 600.0);
+        assert_eq!(optimizer_traffic(&shape, 10.0, 40.0), 1440.0);
     }
 }

@@ -153,11 +153,15 @@ impl Reducer {
     }
 
     fn share_from(&mut self, start: usize) -> Result<(), CommError> {
+        let waited = self.waited;
         for window in self.windows().into_iter().filter(|window| window.start >= start) {
             self.gather(ExchangeOp::AllGather, window)?;
         }
         self.old = false;
-        self.finish_gather()
+        self.finish_gather()?;
+        // What is looked at between steps is no part of one.
+        self.waited = waited;
+        Ok(())
     }
 
     /// Waits until this rank has the parameters of a range of the arena. A failure shows when gradients are exchanged.

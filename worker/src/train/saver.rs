@@ -235,6 +235,7 @@ impl Saver {
     fn succeeded(&mut self, step: u64, timings: SaveTimings) {
         self.failed_in_row = 0;
         self.saved = Some(Saved { step, timings });
+        self.record_held_figures();
     }
 
     /// The save that was completed since the last call, if one was.
@@ -257,7 +258,7 @@ impl Saver {
                 telemetry::warn(&format!(
                     "{name} of step {step} is not recorded with its checkpoint: {error}"
                 ));
-                matches!(error, checkpoints::Error::Io { .. })
+                !matches!(error, checkpoints::Error::Unsavable { .. })
             }
         });
     }
@@ -308,7 +309,6 @@ impl Saver {
         let committed = together(comm, "checkpoint commit", committed)?;
         timings.commit = committed.map_or(Duration::ZERO, |committed| committed.took);
         self.succeeded(step, timings);
-        self.record_held_figures();
         Ok(())
     }
 

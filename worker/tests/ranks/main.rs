@@ -3,6 +3,7 @@
 mod balance;
 mod elastic;
 mod exchange;
+mod gather;
 mod proof;
 mod saving;
 mod state;

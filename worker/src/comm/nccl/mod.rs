@@ -15,8 +15,8 @@ use self::under_way::{Pending, UnderWay, lock, look_from_watchdog};
 use super::cuda::{COMPUTE, CudaRuntime, Event, Stream};
 use super::dynamic::GpuError;
 use super::exchange::Words;
-use super::watchdog::{Watchdog, report};
-use super::{Collectives, CommError, Exchange, ExchangeOp, FlatMemory, abort_process, assert_equal};
+use super::watchdog::Watchdog;
+use super::{Alarm, Collectives, CommError, Exchange, ExchangeOp, FlatMemory, abort_process, assert_equal};
 use crate::vitals::{self, Call};
 use crate::{complain, exit};
 
@@ -60,7 +60,8 @@ impl NcclExchange {
     ) -> Result<Self, CommError> {
         let (rank, world_size) = (comm.rank(), comm.world_size());
         let (shared, cause) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
-        let watchdog = watch(rank, timeout, cuda, &shared, &cause)?;
+        let alarm = comm.alarm();
+        let watchdog = watch(rank, timeout, cuda, &shared, (&cause, &alarm))?;
         let version = nccl.version()?;
         assert_equal(comm, "versions of NCCL", u64::from(version))?;
         let id = share_id(comm, nccl)?;
@@ -68,7 +69,7 @@ impl NcclExchange {
         let call = watchdog.begin("connection of GPUs", 0);
         let communicator = Communicator::connect(nccl, id, rank, world_size);
         watchdog.end(call);
-        let under_way = UnderWay::new(rank, world_size, timeout, communicator?);
+        let under_way = UnderWay::new(rank, world_size, timeout, communicator?, alarm);
         let under_way = Arc::clone(shared.get_or_init(|| Arc::new(Mutex::new(under_way))));
         let cuda = Arc::clone(cuda);
         Ok(Self {
@@ -117,9 +118,8 @@ impl NcclExchange {
         let mut last = None;
         loop {
             let ended = under_way.look()?;
-            for Pending { call, done, .. } in under_way.pending.drain(..ended) {
-                vitals::ended(call);
-                under_way.spare.extend(last.replace(done));
+            if let Some(newer) = under_way.take_ended(ended)? {
+                under_way.spare.extend(last.replace(newer));
             }
             if under_way.pending.is_empty() {
                 return Ok(last);
@@ -162,7 +162,7 @@ impl Exchange for NcclExchange {
         self.watchdog.leave(call);
         match queued {
             Ok(done) => {
-                under_way.pending.push_back(Pending { call, op, range, done });
+                under_way.pending.push_back(Pending { call, op, range, done, held: None });
                 Ok(())
             }
             Err(error) => {
@@ -185,22 +185,34 @@ impl Exchange for NcclExchange {
             Ok(Some(last)) => {
                 let exposed = self.exposed(&last)?;
                 under_way.spare.push(last);
-                Ok(exposed)
+                Ok(exposed + under_way.take_exposed())
             }
             Ok(None) => Ok(Duration::ZERO),
             Err(error) => Err(self.give_up(&mut under_way, call, error)),
         }
     }
 
-    /// The GPU waits, so this thread does not, nor does it see failures: the watchdog and [`finish`](Self::finish) do.
+    /// The GPU waits, so this thread does not, nor does it see failures or how long that takes: the watchdog and
+    /// [`finish`](Self::finish) do.
     fn wait_for(&mut self, range: Range<usize>) -> Result<Duration, CommError> {
-        let touches = |pending: &&Pending| {
+        let touches = |pending: &&mut Pending| {
             let overlaps = pending.range.start < range.end && range.start < pending.range.end;
             overlaps && pending.op.gathers()
         };
         // One stream carries all, so the newest is the last to be done.
-        if let Some(newest) = lock(&self.under_way).pending.iter().rev().find(touches) {
-            self.watched(newest.call, || newest.done.hold(COMPUTE))?;
+        let UnderWay { pending, spare, .. } = &mut *lock(&self.under_way);
+        if let Some(newest) = pending.iter_mut().rev().find(touches) {
+            let begins = if newest.held.is_none() {
+                Some(spare.pop().map_or_else(|| Event::new(&self.cuda), Ok)?)
+            } else {
+                None
+            };
+            self.watched(newest.call, || {
+                begins.as_ref().map_or(Ok(()), |begins| begins.record(COMPUTE))?;
+                newest.done.hold(COMPUTE)
+            })?;
+            // From the second time on the stream has waited already.
+            newest.held = newest.held.take().or(begins);
         }
         Ok(Duration::ZERO)
     }
@@ -231,10 +243,10 @@ fn watch(
     timeout: Duration,
     cuda: &Arc<CudaRuntime>,
     shared: &Arc<OnceLock<Arc<Mutex<UnderWay>>>>,
-    cause: &Arc<OnceLock<String>>,
+    (cause, alarm): (&Arc<OnceLock<String>>, &Alarm),
 ) -> Result<Watchdog, CommError> {
-    let (gpu, cuda, shared, cause) =
-        (cuda.device()?, Arc::clone(cuda), Arc::clone(shared), Arc::clone(cause));
+    let (gpu, cuda, shared) = (cuda.device()?, Arc::clone(cuda), Arc::clone(shared));
+    let (cause, alarm) = (Arc::clone(cause), alarm.clone());
     let look = move || {
         if let Some(under_way) = shared.get() {
             look_from_watchdog(under_way, &cuda, gpu);
@@ -245,7 +257,7 @@ fn watch(
             Some(cause) => complain!("error: {cause} (and ncclCommAbort has not ended the exchange in time)"),
             None => complain!("error: {message}"),
         }
-        report(rank);
+        alarm.sound(rank);
         abort_process(exit::COMMUNICATION);
     };
     Watchdog::start(rank, timeout, look, expired).map_err(|_| CommError::Start)

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use super::library::Communicator;
 use crate::comm::cuda::{CudaRuntime, Event};
 use crate::comm::dynamic::GpuError;
-use crate::comm::watchdog::report;
-use crate::comm::{CommError, ExchangeOp};
+use crate::comm::{Alarm, CommError, ExchangeOp};
 use crate::exit;
-use crate::vitals::Call;
+use crate::vitals::{self, Call};
 
 /// A collective on its way.
 pub(super) struct Pending {
@@ -20,6 +19,18 @@ pub(super) struct Pending {
     pub(super) op: ExchangeOp,
     pub(super) range: Range<usize>,
     pub(super) done: Event,
+    /// Behind what had been computed when the compute stream was told to wait for it.
+    pub(super) held: Option<Event>,
+}
+
+impl Pending {
+    /// How long the compute stream had nothing to do but wait for this operation, which is done.
+    fn exposed(&self) -> Result<Duration, GpuError> {
+        match &self.held {
+            Some(held) if held.is_reached()? => self.done.since(held),
+            _ => Ok(Duration::ZERO),
+        }
+    }
 }
 
 /// The communicator and what was queued on it. Who has it looks after it, so it is kept for as long as something is waited for.
@@ -32,14 +43,32 @@ pub(super) struct UnderWay {
     pub(super) pending: VecDeque<Pending>,
     /// Events to be used again.
     pub(super) spare: Vec<Event>,
+    /// How long the compute stream waited for operations that have been taken out.
+    exposed: Duration,
+    alarm: Alarm,
     /// The number of the oldest operation that goes on, and since when it is that.
     oldest: Option<(u64, Instant)>,
 }
 
 impl UnderWay {
-    pub(super) fn new(rank: usize, world_size: usize, timeout: Duration, communicator: Communicator) -> Self {
-        let (pending, spare) = (VecDeque::new(), Vec::new());
-        Self { rank, world_size, timeout, communicator, pending, spare, oldest: None }
+    pub(super) fn new(
+        rank: usize,
+        world_size: usize,
+        timeout: Duration,
+        communicator: Communicator,
+        alarm: Alarm,
+    ) -> Self {
+        Self {
+            rank,
+            world_size,
+            timeout,
+            communicator,
+            pending: VecDeque::new(),
+            spare: Vec::new(),
+            exposed: Duration::ZERO,
+            alarm,
+            oldest: None,
+        }
     }
 
     /// How many of the oldest operations have ended.
@@ -59,6 +88,23 @@ impl UnderWay {
         Ok(ended)
     }
 
+    /// Takes out the oldest operations, which have ended; the mark behind the last one of them.
+    pub(super) fn take_ended(&mut self, ended: usize) -> Result<Option<Event>, GpuError> {
+        let mut last = None;
+        for pending in self.pending.drain(..ended) {
+            vitals::ended(pending.call);
+            self.exposed += pending.exposed()?;
+            self.spare.extend(pending.held);
+            self.spare.extend(last.replace(pending.done));
+        }
+        Ok(last)
+    }
+
+    /// How long the compute stream has waited since the last call for operations that are taken out.
+    pub(super) fn take_exposed(&mut self) -> Duration {
+        std::mem::take(&mut self.exposed)
+    }
+
     fn check_deadline(&mut self, oldest: Call) -> Result<(), CommError> {
         let Call { name, number: sequence, bytes } = oldest;
         let same = self.oldest.filter(|(number, _)| *number == sequence);
@@ -66,7 +112,7 @@ impl UnderWay {
         if since.elapsed() <= self.timeout {
             return Ok(());
         }
-        report(self.rank);
+        self.alarm.sound(self.rank);
         Err(CommError::Late { rank: self.rank, name, sequence, bytes, allowed: self.timeout.as_secs() })
     }
 
