@@ -120,6 +120,8 @@ fn ranks_get_rounded_what_products_take_and_the_rest_once_somebody_asks() {
     assert_eq!(begun(), [(exact, second.clone()), (exact, third.clone())]);
     reducer.complete_parameters().unwrap();
     assert_eq!(begun(), []);
+    reducer.take_waited();
     reducer.share_parameters().unwrap();
     assert_eq!(begun(), [(exact, first), (exact, second), (exact, third)]);
+    assert_eq!(reducer.take_waited(), Duration::ZERO, "what is between two steps is part of none");
 }
