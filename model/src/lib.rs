@@ -25,6 +25,7 @@ mod flat;
 mod gemm;
 mod head;
 mod init;
+pub mod judge;
 mod kernels;
 mod layers;
 mod layout;

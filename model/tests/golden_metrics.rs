@@ -117,7 +117,7 @@ fn golden_generative_perplexity() {
             ]);
         }
         assert_fields(text, sample, &fields);
-        all.add(&score, judged.as_ref());
+        all.add(Some(&score), judged.as_ref());
     }
     let fields = [
         ("length", all.length),

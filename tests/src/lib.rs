@@ -17,6 +17,11 @@ pub fn data_dir() -> PathBuf {
     dir_from("ILM_DATA_DIR", "data")
 }
 
+/// The folder of tiny judges: models and expectations of the Python library transformers (`make.py` has written them).
+pub fn judges_dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("judges")
+}
+
 /// The interpreter that has the packages of the tests.
 ///
 /// # Panics

@@ -170,6 +170,20 @@ pub enum WeightsError {
         /// The name asked for.
         name: String,
     },
+    /// A tensor has another shape than it must have.
+    #[error(
+        "{path} has '{key}' of shape {found:?} where {needed:?} is needed; check that its config.json is of these weights"
+    )]
+    Shape {
+        /// The file or index.
+        path: PathBuf,
+        /// The tensor's key.
+        key: String,
+        /// The shape it has.
+        found: Vec<u64>,
+        /// The shape needed.
+        needed: Vec<u64>,
+    },
     /// The caller's buffer does not have room for what is to be read.
     #[error("cannot read '{name}' of {path}: the buffer has {buffer} elements where {needed} are needed")]
     BufferSize {

@@ -24,6 +24,20 @@ impl WeightsFile {
         Ok(values)
     }
 
+    /// Reads one tensor that must have this shape.
+    ///
+    /// # Errors
+    /// [`WeightsError::Shape`] for another one; otherwise as [`WeightsFile::read_tensor`].
+    pub fn read_shaped(&self, name: &str, shape: &[u64]) -> Result<Vec<f32>> {
+        let tensor = self.tensor(name)?;
+        if tensor.shape != shape {
+            let (path, key) = (self.path().into(), tensor.key.clone());
+            let (found, needed) = (tensor.shape.clone(), shape.into());
+            return Err(WeightsError::Shape { path, key, found, needed }.into());
+        }
+        self.read(name)
+    }
+
     /// Reads one tensor into a slice of exactly its length.
     ///
     /// F32 keeps every bit, F16 and BF16 are exact, F64 is rounded to the nearest (ties to even).

@@ -3,12 +3,14 @@
 //! Pure arithmetic on what the judge says of each token, in f64. The reference sums bf16 numbers, which leaves about 0.4 % of
 //! uncertainty in a total.
 
+use serde::{Deserialize, Serialize};
+
 use super::mean::Mean;
 use super::text::{TextScore, unigram_entropy};
 use crate::error::{Error, Result};
 
 /// What a judge finds of one text.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct JudgeScore {
     /// Negative log likelihood of all judged tokens, in nats.
     pub total_nll: f64,
@@ -50,9 +52,9 @@ impl JudgeScore {
 /// The scores of many texts: plain means over texts, which the fields hold, and the perplexity of all of them together.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct GenerativePerplexity {
-    /// Of [`TextScore::length`], over all texts.
+    /// Of [`TextScore::length`], over all texts whose generator's tokens are known.
     pub length: Mean,
-    /// Of [`TextScore::entropy`], over all texts.
+    /// Of [`TextScore::entropy`], over the same.
     pub entropy: Mean,
     /// Of [`JudgeScore::total_nll`], over the judged texts.
     pub judge_total_nll: Mean,
@@ -67,10 +69,12 @@ pub struct GenerativePerplexity {
 }
 
 impl GenerativePerplexity {
-    /// Takes in one text; a text that was too short to be judged counts for its own length and entropy only.
-    pub fn add(&mut self, text: &TextScore, judged: Option<&JudgeScore>) {
-        self.length.add(text.length as f64, 1.0);
-        self.entropy.add(text.entropy, 1.0);
+    /// Takes in one text, by what its generator's tokens say of it (if they are known) and its judge (if it was long enough).
+    pub fn add(&mut self, text: Option<&TextScore>, judged: Option<&JudgeScore>) {
+        if let Some(text) = text {
+            self.length.add(text.length as f64, 1.0);
+            self.entropy.add(text.entropy, 1.0);
+        }
         let Some(judged) = judged else { return };
         self.judge_total_nll.add(judged.total_nll, 1.0);
         self.judge_length.add(judged.length as f64, 1.0);
@@ -117,10 +121,11 @@ mod tests {
         let mut all = GenerativePerplexity::default();
         assert_eq!(all.total_perplexity(), None);
         let text = TextScore { length: 4, entropy: 1.0 };
-        all.add(&text, Some(&judged(&[1, 2], 3.0)));
+        all.add(Some(&text), Some(&judged(&[1, 2], 3.0)));
         let mut rest = GenerativePerplexity::default();
-        rest.add(&text, Some(&judged(&[1, 2, 3, 4], 1.0)));
-        rest.add(&TextScore { length: 0, entropy: 0.0 }, None);
+        rest.add(Some(&text), Some(&judged(&[1, 2, 3, 4], 1.0)));
+        rest.add(Some(&TextScore { length: 0, entropy: 0.0 }), None);
+        rest.add(None, None);
         all.merge(&rest);
         assert_eq!(all.judge_nll.mean(), Some(2.0));
         assert_eq!(all.total_perplexity(), Some(1.5f64.exp()));
