@@ -72,7 +72,7 @@ pub use crate::{
     spans::SpanDrops,
     star::{StarDataset, StarGraph, materialise},
     tokenizer::{
-        HuggingFaceTokenizer, NumbersTokenizer, SpecialTokens, Tokenizer, TokenizerKind, TokenizerOptions,
-        train_tokenizer,
+        HuggingFaceTokenizer, NumbersTokenizer, PlainTokenizer, SpecialTokens, Tokenizer, TokenizerKind,
+        TokenizerOptions, train_tokenizer,
     },
 };

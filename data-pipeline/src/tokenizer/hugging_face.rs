@@ -2,12 +2,12 @@
 
 use std::{collections::HashSet, path::Path};
 
-use tokenizers::{AddedToken, Tokenizer as Json};
+use tokenizers::AddedToken;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     SpecialTokens,
-    words::{WordMemo, is_local},
+    plain::{PlainTokenizer, parse, read, unusable},
 };
 use crate::{
     config::SpecialTokenNames,
@@ -17,16 +17,14 @@ use crate::{
 /// A tokenizer of the `tokenizers` format.
 #[derive(Debug)]
 pub struct HuggingFaceTokenizer {
-    json: Json,
-    /// None for a tokenizer that must see a text as a whole.
-    words: Option<WordMemo>,
+    plain: PlainTokenizer,
     special: SpecialTokens,
     vocab_size: usize,
     fingerprint: String,
 }
 
 impl HuggingFaceTokenizer {
-    /// Reads the file. Truncation and padding it may ask for are switched off: the pipeline does its own.
+    /// Reads the file, as [`PlainTokenizer::open`] does.
     ///
     /// A role whose string the file lacks gets a new id; the order is cls, bos, eos, pad, unk, mask, sep.
     ///
@@ -35,21 +33,13 @@ impl HuggingFaceTokenizer {
     /// roles that must differ (pad, cls and bos; mask and bos).
     pub fn open(path: &Path, names: &SpecialTokenNames) -> Result<Self> {
         check_names(names)?;
-        let bytes = std::fs::read(path).map_err(|source| Error::Io {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        })?;
-        let unusable =
-            |error: tokenizers::Error| Error::Tokenizer { path: path.to_owned(), reason: error.to_string() };
-        let mut json = Json::from_bytes(&bytes).map_err(unusable)?;
-        json.with_truncation(None).map_err(unusable)?;
-        json.with_padding(None);
-
+        let bytes = read(path)?;
+        let mut json = parse(path, &bytes)?;
         let in_order = [&names.cls, &names.bos, &names.eos, &names.pad, &names.unk, &names.mask, &names.sep];
         for name in in_order {
             if json.token_to_id(name).is_none() {
-                json.add_special_tokens([AddedToken::from(name.as_str(), true)]).map_err(unusable)?;
+                json.add_special_tokens([AddedToken::from(name.as_str(), true)])
+                    .map_err(|error| unusable(path, &*error))?;
             }
         }
         let id = |name: &String| {
@@ -68,8 +58,8 @@ impl HuggingFaceTokenizer {
             unk: id(&names.unk)?,
         };
         let vocab_size = json.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        let words = is_local(&json).then(WordMemo::default);
-        Ok(Self { json, words, special, vocab_size, fingerprint: fingerprint(&bytes, &special) })
+        let fingerprint = fingerprint(&bytes, &special);
+        Ok(Self { plain: PlainTokenizer::new(json), special, vocab_size, fingerprint })
     }
 
     /// One more than the highest id.
@@ -87,28 +77,19 @@ impl HuggingFaceTokenizer {
     /// # Errors
     /// [`Error::Encode`] with the library's reason.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match &self.words {
-            Some(words) => words.encode(text, |word| self.encode_whole(word)),
-            None => self.encode_whole(text),
-        }
-    }
-
-    /// As [`encode`](Self::encode), without the words that are known already.
-    fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding =
-            self.json.encode_fast(text, false).map_err(|error| Error::Encode(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        self.plain.encode(text)
     }
 
     /// The id of a token's string.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.json.token_to_id(token)
+        self.plain.json().token_to_id(token)
     }
 
     /// The text of ids. Should the file's own decoder fail, the tokens are joined by spaces.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        self.json.decode(ids, skip_special).unwrap_or_else(|_| {
-            let tokens: Vec<String> = ids.iter().filter_map(|&id| self.json.id_to_token(id)).collect();
+        self.plain.json().decode(ids, skip_special).unwrap_or_else(|_| {
+            let tokens: Vec<String> =
+                ids.iter().filter_map(|&id| self.plain.json().id_to_token(id)).collect();
             tokens.join(" ")
         })
     }
@@ -158,7 +139,10 @@ fn fingerprint(file: &[u8], special: &SpecialTokens) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokenizers::Tokenizer as Json;
+
     use super::*;
+    use crate::tokenizer::words::is_local;
 
     fn path(name: &str) -> std::path::PathBuf {
         test_support::data_dir().join("tokenizers").join(name).join("tokenizer.json")
@@ -222,11 +206,11 @@ mod tests {
         ];
         for (name, names) in [("gpt2", gpt2_names()), ("bert-base-uncased", SpecialTokenNames::default())] {
             let tokenizer = HuggingFaceTokenizer::open(&path(name), &names).unwrap();
-            assert!(tokenizer.words.is_some());
+            assert!(tokenizer.plain.words.is_some());
             for text in texts.iter().chain(&texts) {
                 assert_eq!(
                     tokenizer.encode(text).unwrap(),
-                    tokenizer.encode_whole(text).unwrap(),
+                    tokenizer.plain.encode_whole(text).unwrap(),
                     "{text:?}"
                 );
             }
@@ -241,7 +225,7 @@ mod tests {
                 HuggingFaceTokenizer::open(&path("bert-base-uncased"), &SpecialTokenNames::default()).unwrap(),
             ]);
             for tokenizer in BOTH.iter() {
-                proptest::prop_assert_eq!(tokenizer.encode(&text).unwrap(), tokenizer.encode_whole(&text).unwrap());
+                proptest::prop_assert_eq!(tokenizer.encode(&text).unwrap(), tokenizer.plain.encode_whole(&text).unwrap());
             }
         }
     }

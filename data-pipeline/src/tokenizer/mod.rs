@@ -4,6 +4,7 @@ mod bytes;
 mod hugging_face;
 mod merges;
 mod numbers;
+mod plain;
 mod train;
 mod words;
 
@@ -14,6 +15,7 @@ use rayon::prelude::*;
 pub use hugging_face::HuggingFaceTokenizer;
 pub(crate) use numbers::FIRST_NUMBER;
 pub use numbers::NumbersTokenizer;
+pub use plain::PlainTokenizer;
 pub use train::{TokenizerKind, TokenizerOptions, train_tokenizer};
 
 use crate::{config::SpecialTokenNames, error::Result};
