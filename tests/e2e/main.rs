@@ -15,6 +15,7 @@ mod golden_coverage;
 mod hosts;
 mod initial_weights;
 mod interface;
+mod judging;
 mod kills;
 mod launcher;
 mod memory;

@@ -42,6 +42,8 @@ pub enum Command {
     Evaluate(EvaluateArgs),
     /// Generates texts with a checkpoint: out of nothing, behind prompts, or in the gaps of given texts.
     Generate(GenerateArgs),
+    /// Has generated texts judged by another language model: generative perplexity.
+    Judge(JudgeArgs),
     /// Makes a run directory of weights in the reference's form, to generate with or to train on.
     Import(ImportArgs),
     /// Writes the weights of a checkpoint in the reference's form.
@@ -226,6 +228,26 @@ pub struct GenerateArgs {
     /// File to write, a JSON object a line [default: generations/step-N-KIND-HASH.jsonl in the run directory].
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+}
+
+/// `ilm-worker judge`.
+#[derive(Debug, Args)]
+pub struct JudgeArgs {
+    /// Folder of the judge: config.json, model.safetensors (or its parts) and tokenizer.json of a GPT-2 or Llama, as transformers
+    /// saves them.
+    #[arg(long, value_name = "DIR")]
+    pub judge: PathBuf,
+    /// File of the texts; *.jsonl: objects with "text", as `generate` writes them, otherwise a text a line.
+    #[arg(long, value_name = "FILE")]
+    pub texts: PathBuf,
+    /// File to write, the lines of the texts with the judge's figures [default: TEXTS-JUDGE.jsonl beside the texts]; a summary is
+    /// written beside it, as *.summary.json.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Settings as in training, those of `ilm-worker judge` being trainer.device, .precision, .threads, .deterministic, .stop_signals,
+    /// .collective_timeout_secs and .max_tokens_per_micro_batch (unset: 8192).
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
 }
 
 /// `ilm-worker verify-resume`.

@@ -15,6 +15,7 @@ use crate::config::ConfigError;
 use crate::device::DeviceError;
 use crate::generate::RequestError;
 use crate::jobs::RowsGone;
+use crate::judge::FolderError;
 use crate::run_dir::RunDirError;
 use crate::train::{Incompatible, NoCheckpoint, NonFinite, OtherNetwork, OtherTokenizer, SaveFailed};
 
@@ -65,6 +66,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
         (cause.is::<OtherNetwork>() || cause.is::<OtherTokenizer>(), CHECKPOINT),
         (cause.is::<NoCheckpoint>(), CHECKPOINT),
         (cause.is::<RequestError>(), DATA),
+        (cause.is::<FolderError>(), CHECKPOINT),
         (cause.is::<CommError>(), COMMUNICATION),
         (cause.is::<NonFinite>(), NON_FINITE),
     ];

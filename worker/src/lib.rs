@@ -15,8 +15,10 @@ pub mod generate;
 pub mod host;
 pub mod jobs;
 pub mod json_lines;
+pub mod judge;
 pub mod memory;
 pub mod optim;
+pub mod partial;
 pub mod presets;
 pub mod reference;
 pub mod run_dir;
@@ -46,6 +48,7 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
         Command::Train(args) => jobs::train(args),
         Command::Evaluate(args) => jobs::evaluate(args),
         Command::Generate(args) => jobs::generate(args),
+        Command::Judge(args) => jobs::judge(args),
         Command::Import(args) => jobs::import(args),
         Command::Export(args) => jobs::export(args),
         Command::Checkpoints(command) => jobs::checkpoints(command),

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::error::ConfigError;
 use super::library::{self, File, Library};
-use super::schema::{Schema, join, leaves, to_json};
+use super::schema::{DEFAULT, Schema, join, leaves, to_json};
 use super::tree::Experiment;
 use super::{overrides, show};
 use crate::scale::Hardware;
@@ -65,6 +65,24 @@ pub fn load(
 pub fn load_run(config: &Path, overrides: &[String]) -> Result<Resolved, ConfigError> {
     let file = split_defaults(library::read_file(config)?)?;
     compose(&Library::open(None)?, vec![file], overrides, Groups::AboveRun)
+}
+
+/// The settings of a job that belongs to no experiment: the defaults with changes to those keys that it knows.
+///
+/// # Errors
+///
+/// As [`load`], and for other keys.
+pub fn load_alone(overrides: &[String], known: &[&str]) -> Result<Experiment, ConfigError> {
+    let resolved = compose(&Library::open(None)?, Vec::new(), overrides, Groups::AboveRun)?;
+    let is_strange = |value: &&ResolvedValue| value.origin != DEFAULT && !known.contains(&value.key.as_str());
+    match resolved.values.iter().find(is_strange) {
+        Some(value) => Err(ConfigError::UnknownKey {
+            key: value.key.clone(),
+            hint: format!("this job knows {}", known.join(", ")),
+            origin: value.origin.clone(),
+        }),
+        None => Ok(resolved.experiment),
+    }
 }
 
 /// The description of hardware of that name (`hardware/NAME.toml`), or in a file if `name` ends in `.toml`.

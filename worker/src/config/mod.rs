@@ -14,6 +14,6 @@ mod show;
 mod tree;
 pub mod validate;
 
-pub use compose::{Resolved, ResolvedValue, list_experiments, load, load_hardware, load_run};
+pub use compose::{Resolved, ResolvedValue, list_experiments, load, load_alone, load_hardware, load_run};
 pub use error::ConfigError;
 pub use tree::{DeviceChoice, Experiment, LrSchedulerConfig, OptimizerConfig, Schedule, TrainerConfig};

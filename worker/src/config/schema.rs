@@ -10,6 +10,9 @@ use super::compose::{GROUPS, Layer};
 use super::error::ConfigError;
 use super::tree::Experiment;
 
+/// Origin of what nobody has set.
+pub(super) const DEFAULT: &str = "default";
+
 /// Names less alike than this (1 is equal) are not worth proposing.
 const LEAST_SIMILARITY: f64 = 0.6;
 
@@ -34,7 +37,7 @@ impl Schema {
 
     /// The lowest layer.
     pub fn default_layer(&self) -> Layer {
-        let mut layer = Layer::new("default");
+        let mut layer = Layer::new(DEFAULT);
         for (key, json) in &self.leaves {
             let value = Value::deserialize(json).expect("a JSON value is a valid configuration value");
             layer.insert(key.clone(), value.kind);

@@ -1,17 +1,16 @@
 //! Generating texts with a trained model, shared by all ranks.
 
-mod partial;
 mod record;
 mod requests;
 
 use ilm_model::Model;
 
-pub use self::partial::{Partial, PartialFile, digest};
 pub use self::record::{Record, Summary};
 pub use self::requests::{Limits, Request, RequestError, Source, requests};
 use crate::assembly::Assembly;
 use crate::comm::{Buffer, Collectives, ReduceOp};
 use crate::config::Experiment;
+use crate::partial::PartialFile;
 use crate::signals::StopRequest;
 use crate::vitals;
 
@@ -34,7 +33,7 @@ pub struct Generated {
 pub fn generate(
     (config, assembly, model): (&Experiment, &Assembly, &Model),
     requests: &[&Request],
-    file: &mut PartialFile,
+    file: &mut PartialFile<Record>,
     stop: &StopRequest,
     comm: &mut dyn Collectives,
 ) -> anyhow::Result<Generated> {
@@ -51,7 +50,7 @@ pub fn generate(
         let Some(predictions) = predictions else { break };
         for (request, prediction) in batch.iter().zip(&predictions) {
             let record = Record::new(request, prediction, &assembly.tokenizer, assembly.special_ids());
-            file.append(request, &record)?;
+            file.append(record.id, request, &record)?;
             mine.push(record);
         }
     }

@@ -1,18 +1,15 @@
 //! `ilm-worker generate`: texts out of nothing, behind prompts, or in the gaps of given texts.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-use anyhow::bail;
 
 use super::offline::Offline;
 use crate::cli::GenerateArgs;
 use crate::comm::{Collectives, assert_equal};
 use crate::exit;
-use crate::generate::{
-    Limits, Partial, Record, Request, Source, Summary, digest, generate as generate_all, requests,
-};
+use crate::generate::{Limits, Record, Request, Source, Summary, generate as generate_all, requests};
+use crate::partial::{self, Partial, digest, share_done};
 use crate::run_dir::replace_file;
 use crate::say;
 use crate::signals::StopRequest;
@@ -32,7 +29,7 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<i32> {
         (None, Some(path)) => (Source::Infill { path, blank: &args.blank }, "infill"),
         (None, None) => (Source::Unconditional(args.num), "unconditional"),
     };
-    args.output.as_deref().map_or(Ok(()), check_output)?;
+    args.output.as_deref().map_or(Ok(()), partial::check_output)?;
     let Offline { config, assembly, .. } = &offline;
     // Settings that fit no model are refused before the ranks connect.
     assembly.predictor(config)?;
@@ -42,14 +39,6 @@ pub fn generate(args: &GenerateArgs) -> anyhow::Result<i32> {
     let mut comm = offline.connect()?;
     let generation = Generation { offline, requests: wanted, kind, output: args.output.clone(), stop };
     generation.run(&mut *comm).or_else(|error| exit::fail(&error, rank, world_size))
-}
-
-/// Refuses what the texts cannot be written to, before there are any.
-fn check_output(output: &Path) -> anyhow::Result<()> {
-    if output.file_name().is_none() || files::is_taken(output) {
-        bail!("--output {} is a folder, a device or a pipe; name a file to write", output.display());
-    }
-    Ok(())
 }
 
 /// What was opened before the ranks connected.
@@ -76,8 +65,11 @@ impl Generation<'_> {
         let output = self.output(loaded.run.step, &settings);
         let partial = Partial::new(&output, &settings);
         let _lock = if rank == 0 { Some(partial.lock()?) } else { None };
-        let mut records = if rank == 0 { partial.take(&self.requests)? } else { Vec::new() };
-        let wanted = self.missing(&records, comm)?;
+        let found = if rank == 0 { partial.take(&self.requests)? } else { BTreeMap::new() };
+        let done = share_done(comm, found.keys())?;
+        let wanted: Vec<_> =
+            self.requests.iter().filter(|request| !done.contains(&request.prompt.id)).collect();
+        let mut records: Vec<Record> = found.into_values().collect();
         let started = Instant::now();
         let generated = generate_all(
             (config, assembly, &loaded.model),
@@ -107,18 +99,6 @@ impl Generation<'_> {
         partial.remove(rank)?;
         vitals::end();
         Ok(exit::OK)
-    }
-
-    /// The requests that rank 0 has no text of.
-    fn missing(&self, records: &[Record], comm: &mut dyn Collectives) -> anyhow::Result<Vec<&Request>> {
-        let ids: Vec<u64> = records.iter().map(|record| record.id).collect();
-        let ids = comm.all_gather("texts of before", &serde_json::to_vec(&ids)?)?;
-        let done: BTreeSet<u64> =
-            ids.first().map_or(Ok(BTreeSet::new()), |ids| serde_json::from_slice(ids))?;
-        if comm.rank() == 0 && !done.is_empty() {
-            say!("{} texts are there from before", done.len());
-        }
-        Ok(self.requests.iter().filter(|request| !done.contains(&request.prompt.id)).collect())
     }
 
     /// Other requests or settings have another file, so that none is written over by chance.

@@ -1,38 +1,44 @@
-//! Finished texts beside the result that is not yet: what an interrupted generation leaves for the next one.
+//! Finished texts beside the result that is not yet: what a job that is interrupted leaves for the next one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use anyhow::bail;
 use files::{FileLock, LockError};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::record::Record;
-use super::requests::Request;
+use crate::comm::Collectives;
 use crate::json_lines::JsonLines;
 use crate::run_dir::{RunDirError, replace_file};
 use crate::say;
 
-/// The files of finished texts, one of each rank.
+/// The files of finished texts, one of each rank. A text is `R`, and what it was made of is anything whose `Debug` form tells it from
+/// others; its number is its place among the requests.
 #[derive(Debug)]
-pub struct Partial {
+pub struct Partial<R> {
     output: PathBuf,
     /// All that decides on a text beside its request, in JSON.
     settings: String,
+    records: PhantomData<R>,
 }
 
 /// A finished text, and what it was made of.
 #[derive(Debug, Serialize, Deserialize)]
-struct Line {
+struct Line<R> {
+    id: u64,
     key: String,
-    record: Record,
+    record: R,
 }
 
-impl Partial {
+impl<R: Serialize + DeserializeOwned> Partial<R> {
     /// The files beside `output`, for texts that `settings`, in JSON, and the requests decide on.
     pub fn new(output: &Path, settings: &str) -> Self {
-        Self { output: output.to_owned(), settings: settings.to_owned() }
+        Self { output: output.to_owned(), settings: settings.to_owned(), records: PhantomData }
     }
 
     /// Makes this process the one that writes the output and the files beside it.
@@ -55,12 +61,12 @@ impl Partial {
         })
     }
 
-    /// The finished texts of these requests, whose ids count from 0, in order; they are moved to rank 0's file. A file that holds
+    /// The finished texts of these requests by their numbers, in order; they are moved to rank 0's file. A file that holds
     /// anything else is kept under another name, which is said.
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn take(&self, requests: &[Request]) -> Result<Vec<Record>, RunDirError> {
+    pub fn take(&self, requests: &[impl Debug]) -> Result<BTreeMap<u64, R>, RunDirError> {
         let (mut found, mut known, mut strange) = (BTreeMap::new(), Vec::new(), Vec::new());
         for path in self.files()? {
             let files = if self.collect(&path, requests, &mut found)? { &mut known } else { &mut strange };
@@ -76,22 +82,22 @@ impl Partial {
         for path in known.iter().filter(|path| **path != own) {
             fs::remove_file(path).map_err(RunDirError::new("remove", path))?;
         }
-        Ok(found.into_values().map(|line| line.record).collect())
+        Ok(found.into_iter().map(|(id, line)| (id, line.record)).collect())
     }
 
     /// Adds the texts of these requests that are in a file to those that were found; the result is whether nothing else is in it.
     fn collect(
         &self,
         path: &Path,
-        requests: &[Request],
-        found: &mut BTreeMap<u64, Line>,
+        requests: &[impl Debug],
+        found: &mut BTreeMap<u64, Line<R>>,
     ) -> Result<bool, RunDirError> {
         let bytes = fs::read(path).map_err(RunDirError::new("read", path))?;
         let mut is_known = true;
         for text in String::from_utf8_lossy(&bytes).split_inclusive('\n') {
-            match serde_json::from_str::<Line>(text) {
+            match serde_json::from_str::<Line<R>>(text) {
                 Ok(line) if self.is_of(&line, requests) => {
-                    found.insert(line.record.id, line);
+                    found.insert(line.id, line);
                 }
                 // a line that a crash cut off is no line
                 Err(_) if !text.ends_with('\n') => {}
@@ -102,8 +108,8 @@ impl Partial {
     }
 
     /// Whether a text is one of these requests, made with these settings.
-    fn is_of(&self, line: &Line, requests: &[Request]) -> bool {
-        let request = requests.get(line.record.id as usize);
+    fn is_of(&self, line: &Line<R>, requests: &[impl Debug]) -> bool {
+        let request = requests.get(line.id as usize);
         request.is_some_and(|request| self.key(request) == line.key)
     }
 
@@ -111,7 +117,7 @@ impl Partial {
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn open(&self, rank: usize) -> Result<PartialFile<'_>, RunDirError> {
+    pub fn open(&self, rank: usize) -> Result<PartialFile<'_, R>, RunDirError> {
         let path = self.path(rank);
         if rank > 0 {
             let folder = path.parent().unwrap_or(Path::new("."));
@@ -130,7 +136,7 @@ impl Partial {
         fs::remove_file(&path).map_err(RunDirError::new("remove", &path))
     }
 
-    fn key(&self, request: &Request) -> String {
+    fn key(&self, request: &impl Debug) -> String {
         format!("{:016x}", xxh3_64(format!("{} {request:?}", self.settings).as_bytes()))
     }
 
@@ -165,6 +171,34 @@ impl Partial {
     }
 }
 
+/// Refuses what texts cannot be written to, before there are any.
+///
+/// # Errors
+/// If it is there and no file, or names none.
+pub fn check_output(output: &Path) -> anyhow::Result<()> {
+    if output.file_name().is_none() || files::is_taken(output) {
+        bail!("--output {} is a folder, a device or a pipe; name a file to write", output.display());
+    }
+    Ok(())
+}
+
+/// The numbers of the texts that rank 0 has from before, on all ranks.
+///
+/// # Errors
+/// If the ranks cannot speak to each other.
+pub fn share_done<'a>(
+    comm: &mut dyn Collectives,
+    found: impl Iterator<Item = &'a u64>,
+) -> anyhow::Result<BTreeSet<u64>> {
+    let found = comm.all_gather("texts of before", &serde_json::to_vec(&found.collect::<Vec<_>>())?)?;
+    let done: BTreeSet<u64> =
+        found.first().map_or(Ok(BTreeSet::new()), |found| serde_json::from_slice(found))?;
+    if comm.rank() == 0 && !done.is_empty() {
+        say!("{} texts are there from before", done.len());
+    }
+    Ok(done)
+}
+
 /// Moves a file to a free name beside it.
 fn set_aside(path: &Path) -> Result<(), RunDirError> {
     let named = |number: usize| {
@@ -183,7 +217,7 @@ fn set_aside(path: &Path) -> Result<(), RunDirError> {
 }
 
 /// A short name of these requests and settings, which others do not have.
-pub fn digest(settings: &str, requests: &[Request]) -> String {
+pub fn digest(settings: &str, requests: &[impl Debug]) -> String {
     let mut hash = Xxh3::new();
     hash.update(settings.as_bytes());
     for request in requests {
@@ -194,62 +228,44 @@ pub fn digest(settings: &str, requests: &[Request]) -> String {
 
 /// A rank's own file.
 #[derive(Debug)]
-pub struct PartialFile<'a> {
-    partial: &'a Partial,
+pub struct PartialFile<'a, R> {
+    partial: &'a Partial<R>,
     lines: JsonLines,
 }
 
-impl PartialFile<'_> {
-    /// Adds a finished text.
+impl<R: Serialize + DeserializeOwned> PartialFile<'_, R> {
+    /// Adds the finished text of the request of that number.
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn append(&mut self, request: &Request, record: &Record) -> Result<(), RunDirError> {
-        self.lines.append(&Line { key: self.partial.key(request), record: record.clone() })
+    pub fn append(&mut self, id: u64, request: &impl Debug, record: &R) -> Result<(), RunDirError> {
+        self.lines.append(&Line { id, key: self.partial.key(request), record })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ilm_model::Prompt;
-
-    fn request(id: u64, token: i64) -> Request {
-        let prompt = Prompt { id, tokens: vec![1, token], token_types: vec![0, 2], ..Prompt::default() };
-        Request { prompt, infills: false }
-    }
-
-    fn record(id: u64) -> Record {
-        Record {
-            id,
-            text: format!("text {id}"),
-            text_with_spl_tokens: String::new(),
-            ids: vec![1, 2, 3],
-            inserted: 1,
-            fillings: None,
-            history: None,
-        }
-    }
 
     #[test]
     fn texts_of_all_ranks_are_found_if_settings_and_request_are_theirs() {
         let folder = tempfile::tempdir().unwrap();
-        let partial = |seed: u64| Partial::new(&folder.path().join("texts.jsonl"), &seed.to_string());
-        let requests: Vec<Request> = (0..5).map(|id| request(id, 9)).collect();
-        let ids = |found: Vec<Record>| found.iter().map(|record| record.id).collect::<Vec<_>>();
+        let partial =
+            |seed: u64| Partial::<String>::new(&folder.path().join("texts.jsonl"), &seed.to_string());
+        let requests = ["a", "b", "c", "d", "e"];
+        let ids = |found: BTreeMap<u64, String>| found.into_keys().collect::<Vec<_>>();
+        let text = |id: u64| format!("text {id}");
         assert!(partial(1).take(&requests).unwrap().is_empty());
         for (rank, id) in [(0, 3), (0, 1), (1, 2), (12, 4)] {
             let partial = partial(1);
-            partial.open(rank).unwrap().append(&requests[id], &record(id as u64)).unwrap();
+            partial.open(rank).unwrap().append(id, &requests[id as usize], &text(id)).unwrap();
         }
         fs::write(folder.path().join("texts.jsonl.part-3"), "{\"key\":\"00").unwrap();
         fs::write(folder.path().join("texts.jsonl.part-x"), "another's").unwrap();
 
-        let mut others = requests.clone();
-        others[2] = request(2, 8);
-        others.truncate(4);
+        let others = ["a", "b", "other", "d"];
         assert_eq!(ids(partial(1).take(&requests).unwrap()), [1, 2, 3, 4]);
-        assert_eq!(partial(1).take(&requests).unwrap()[0], record(1));
+        assert_eq!(partial(1).take(&requests).unwrap()[&1], text(1));
         assert_eq!(partial(1).files().unwrap(), [partial(1).path(0)]);
         assert_eq!(ids(partial(1).take(&others).unwrap()), [1, 3]);
         assert!(partial(2).take(&requests).unwrap().is_empty());
@@ -266,10 +282,10 @@ mod tests {
 
     #[test]
     fn requests_and_settings_have_names_of_their_own() {
-        let requests = [request(0, 9), request(1, 9)];
+        let requests = ["a", "b"];
         let name = digest("1", &requests);
         assert!(name.len() == 8 && name == digest("1", &requests), "{name}");
-        let others = [digest("2", &requests), digest("1", &requests[..1]), digest("1", &[request(0, 8)])];
+        let others = [digest("2", &requests), digest("1", &requests[..1]), digest("1", &["c"])];
         assert!(!others.contains(&name), "{name} {others:?}");
     }
 }
