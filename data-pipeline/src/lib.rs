@@ -62,7 +62,7 @@ pub use crate::{
     plan::BatchPlan,
     pool::{BatchPool, HostMemory, HostSlab, PlainMemory},
     prefetch::Next,
-    prepare::{LengthRule, PrepareOptions, PrepareReport, prepare},
+    prepare::{HoldOut, LengthRule, PrepareOptions, PrepareReport, prepare},
     progress::{Amounts, Progress},
     prompts::PromptBatch,
     random::{Purpose, keyed_rng, shuffle, uniform_below},
@@ -76,3 +76,7 @@ pub use crate::{
         TokenizerOptions, train_tokenizer,
     },
 };
+
+/// Target of the warnings of a data set, which all processes give alike that open it; whoever starts many of them need not repeat
+/// what the others say.
+pub const WARNINGS_OF_A_SET: &str = "data_pipeline::set";

@@ -18,6 +18,8 @@ pub enum Purpose {
     Star = 4,
     /// Spans of a row that are dropped for infilling; counters: epoch, row.
     Spans = 7,
+    /// Which rows of the training split are held out for validation; counters: 0.
+    HoldOut = 8,
 }
 
 /// The stream for `(seed, purpose, a, b)`.

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     path::Path,
     sync::{
@@ -17,8 +17,8 @@ use arrow::{
     datatypes::{DataType, Field, Schema},
 };
 use data_pipeline::{
-    Amounts, DataConfig, Detokenizer, Error, LengthRule, OnBad, PrepareOptions, PrepareReport, Progress,
-    SpecialTokenNames, Split, StarConfig, Tokenizer, materialise, prepare,
+    Amounts, DataConfig, Detokenizer, Error, HoldOut, LengthRule, MixtureEntry, OnBad, PrepareOptions,
+    PrepareReport, Progress, SpecialTokenNames, Split, StarConfig, Tokenizer, materialise, prepare,
 };
 use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
 
@@ -43,7 +43,7 @@ fn gpt2(train: String) -> DataConfig {
 }
 
 fn options(output: &Path, rule: LengthRule, threads: usize) -> PrepareOptions {
-    PrepareOptions { output: output.into(), rule, row_group_rows: 500, threads }
+    PrepareOptions { output: output.into(), rule, hold_out: None, row_group_rows: 500, threads }
 }
 
 fn run(config: &DataConfig, output: &Path, rule: LengthRule, threads: usize) -> PrepareReport {
@@ -334,4 +334,157 @@ fn a_huge_document_is_cut_like_any_other() {
     assert!(ours.iter().all(|(_, _, ids)| ids.len() <= 1022));
     assert_eq!(report.rows_read, 51);
     assert!(ours.iter().filter(|(document, ..)| *document == 32).count() > 300);
+}
+
+fn holding_out(output: &Path, rows: u64, threads: usize) -> PrepareOptions {
+    let hold_out = Some(HoldOut { rows, seed: 7 });
+    PrepareOptions { hold_out, ..options(output, LengthRule::Keep, threads) }
+}
+
+const BOTH: [Split; 2] = [Split::Train, Split::Validation];
+
+fn both(config: &DataConfig, options: &PrepareOptions) -> [PrepareReport; 2] {
+    BOTH.map(|split| prepare(config, split, options, &()).unwrap())
+}
+
+/// The rows of the shards of a split.
+fn rows_of(config: &DataConfig, output: &Path, split: Split) -> Vec<Vec<u32>> {
+    let shards = format!("{}/{}-*.parquet", output.display(), split.name());
+    examples(&DataConfig { train: Some(shards.into()), ..config.clone() }).1
+}
+
+#[test]
+fn rows_held_out_and_the_others_are_all_rows_of_the_training_split() {
+    let dir = tempfile::tempdir().unwrap();
+    let [train, validation] = both(&lm1b(), &holding_out(dir.path(), 2000, 2));
+    assert_eq!((validation.files, validation.rows_read, validation.rows_written), (2, 2000, 2000));
+    let (_, mut direct) = examples(&lm1b());
+    assert_eq!(train.rows_written + 2000, direct.len() as u64);
+    let mut together = BOTH.map(|split| rows_of(&lm1b(), dir.path(), split)).concat();
+    together.sort_unstable();
+    direct.sort_unstable();
+    assert!(together == direct, "a row is missing or there twice");
+}
+
+#[test]
+fn neither_threads_nor_an_interruption_change_what_is_held_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, broken) = (dir.path().join("whole"), dir.path().join("broken"));
+    both(&lm1b(), &holding_out(&whole, 2000, 1));
+    for (split, rows) in [(Split::Train, 9000), (Split::Validation, 200)] {
+        let stop = StopAfter { rows, seen: AtomicU64::new(0) };
+        assert!(prepare(&lm1b(), split, &holding_out(&broken, 2000, 1), &stop).unwrap().stopped);
+    }
+    fs::write(broken.join("validation-00001-of-00002.partial"), "half a file").unwrap();
+    let [train, _] = both(&lm1b(), &holding_out(&broken, 2000, 2));
+    assert_eq!((train.files, train.finished_before), (1, 1));
+    assert!(content(&broken) == content(&whole), "an interruption or threads change the bytes");
+    let finished = PrepareReport { finished_before: 2, ..PrepareReport::default() };
+    assert_eq!(both(&lm1b(), &holding_out(&broken, 2000, 1)), [finished; 2]);
+}
+
+/// Asks to stop when it is asked the tenth time.
+struct StopAtTenth(AtomicU64);
+
+impl Progress for StopAtTenth {
+    fn begin(&self, _part: &str, _rows: u64) {}
+    fn advance(&self, _more: Amounts) {}
+    fn should_stop(&self) -> bool {
+        self.0.fetch_add(1, Ordering::Relaxed) >= 9
+    }
+}
+
+#[test]
+fn a_job_stops_within_a_file_of_few_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let stop = StopAtTenth(AtomicU64::new(0));
+    let report = prepare(&lm1b(), Split::Validation, &holding_out(dir.path(), 100, 1), &stop).unwrap();
+    assert!(report.stopped && report.files == 0, "{report:?}");
+}
+
+#[test]
+fn a_folder_with_other_rows_held_out_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (output, plain) = (dir.path().join("out"), dir.path().join("plain"));
+    let config = DataConfig { train: Some(set("lm1b-mini/test-*").into()), ..lm1b() };
+    both(&config, &holding_out(&output, 20, 1));
+    run(&config, &plain, LengthRule::Keep, 1);
+    let before = [content(&output), content(&plain)];
+    let held_out = |rows, seed| Some(HoldOut { rows, seed });
+    for (folder, hold_out, split, part) in [
+        (&output, held_out(20, 8), Split::Train, "= 20 rows by seed 7, and now it is 20 rows by seed 8"),
+        (&output, held_out(21, 7), Split::Validation, "by seed 7, and now it is 21 rows by seed 7"),
+        (&output, None, Split::Train, "and now it is none"),
+        (&plain, held_out(20, 7), Split::Train, "hold-out = none, and now it is 20 rows by seed 7"),
+        (&plain, held_out(20, 7), Split::Validation, "the train shards"),
+    ] {
+        let options = PrepareOptions { hold_out, ..options(folder, LengthRule::Keep, 1) };
+        let error = prepare(&config, split, &options, &()).unwrap_err();
+        assert!(error.is_config() && error.to_string().contains(part), "'{part}' is not in: {error}");
+    }
+    assert!([content(&output), content(&plain)] == before, "a refused job writes nothing");
+
+    // The test split is what it is without.
+    let test = DataConfig { test: config.train.clone(), ..config };
+    prepare(&test, Split::Test, &holding_out(&output, 20, 1), &()).unwrap();
+    let again = prepare(&test, Split::Test, &options(&output, LengthRule::Keep, 1), &()).unwrap();
+    assert_eq!(again.finished_before, 1);
+}
+
+#[test]
+fn what_cannot_be_held_out_is_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out");
+    let test = || set("lm1b-mini/test-*").into();
+    let few = DataConfig { train: Some(test()), ..lm1b() };
+    let rows = examples(&few).1.len() as u64;
+    let twice = DataConfig { validation: Some(test()), ..lm1b() };
+    let news = MixtureEntry { name: "news".into(), path: test(), weight: 1.0 };
+    let mixed = DataConfig { train: None, mixture: vec![news], ..lm1b() };
+    for (config, rows, part) in [
+        (&few, 0, "at least 1"),
+        (&few, rows, "no row to train on"),
+        (&few, u64::MAX, "no row to train on"),
+        (&twice, 5, "data.validation is set"),
+        (&mixed, 5, "data.mixture"),
+    ] {
+        for split in BOTH {
+            let error = prepare(config, split, &holding_out(&output, rows, 1), &()).unwrap_err();
+            assert!(error.is_config() && error.to_string().contains(part), "'{part}' is not in: {error}");
+        }
+    }
+    assert!(!output.exists());
+}
+
+#[test]
+fn documents_are_held_out_before_the_rule() {
+    let dir = tempfile::tempdir().unwrap();
+    let [cut, split, short, chosen] = ["cut", "split", "short", "chosen"].map(|name| dir.path().join(name));
+    let config = gpt2(set("owt-gpt2-1024-split-mini/train-*"));
+    let with = |rule, output: &Path| PrepareOptions { rule, ..holding_out(output, 50, 2) };
+    let reports = both(&config, &with(LengthRule::Cut(300), &cut));
+    let [train, validation] = BOTH.map(|split| {
+        let shard = cut.join(format!("{}-00000-of-00001.parquet", split.name()));
+        pieces(&shard).into_iter().map(|(document, ..)| document).collect::<BTreeSet<i64>>()
+    });
+    assert!(train.is_disjoint(&validation), "no document has pieces in both");
+    assert_eq!([train.len() as u64, validation.len() as u64], reports.map(|report| report.rows_read));
+    assert_eq!(validation.len(), 50);
+
+    let [_, validation] = both(&config, &with(LengthRule::Split(600), &split));
+    assert_eq!((validation.rows_read, validation.rows_written + validation.long_rows), (50, 50));
+
+    // As many as are asked for are left by the rule when it comes first.
+    run(&config, &short, LengthRule::Split(600), 1);
+    let [_, validation] = both(&prepared(&config, &short), &holding_out(&chosen, 10, 1));
+    assert_eq!(validation.rows_written, 10);
+    assert!(rows_of(&config, &chosen, Split::Validation).iter().all(|ids| ids.len() <= 600));
+}
+
+#[test]
+fn shards_without_rows_are_no_hindrance() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = prepare(&lm1b(), Split::Validation, &holding_out(dir.path(), 1, 1), &()).unwrap();
+    assert_eq!((report.files, report.rows_written), (2, 1));
+    assert_eq!(rows_of(&lm1b(), dir.path(), Split::Validation).len(), 1);
 }

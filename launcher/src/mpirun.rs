@@ -11,6 +11,8 @@ use std::process::Command;
 
 /// How variables begin that ranks on other machines get as well: keys of object stores, settings of the programs and of NCCL.
 const PASSED_ON: [&str; 4] = ["AWS_", "GOOGLE_", "ILM_", "NCCL_"];
+/// Others that they get, by their whole names: what the programs say, and the Hugging Face hub's token.
+const PASSED_ON_BY_NAME: [&str; 3] = ["RUST_LOG", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
 
 /// Set for the worker: SIGUSR1 comes from the launcher, as it does whatever the launcher was told by, and has to stop the worker
 /// even where the run's settings do not name it.
@@ -117,8 +119,9 @@ fn reach_hosts(command: &mut Command, hosts: &[Host], agent: &Path, interface: O
 
 /// The variables of ranks on other machines, each once: of those that are `set`, and the session's word.
 fn passed_on(set: impl Iterator<Item = OsString>) -> BTreeSet<String> {
-    let is_theirs =
-        |name: &String| name == "RUST_LOG" || PASSED_ON.iter().any(|prefix| name.starts_with(prefix));
+    let is_theirs = |name: &String| {
+        PASSED_ON_BY_NAME.contains(&name.as_str()) || PASSED_ON.iter().any(|prefix| name.starts_with(prefix))
+    };
     let set = set.filter_map(|name| name.into_string().ok()).filter(is_theirs);
     set.chain([TOKEN_VARIABLE.to_owned()]).collect()
 }
@@ -171,11 +174,14 @@ mod tests {
             "NCCL_DEBUG",
             "MY_AWS_KEY",
             "GOOGLE_APPLICATION_CREDENTIALS",
+            "HF_HOME",
+            "HF_TOKEN",
             TOKEN_VARIABLE,
         ];
         let expected = [
             "AWS_ACCESS_KEY_ID",
             "GOOGLE_APPLICATION_CREDENTIALS",
+            "HF_TOKEN",
             TOKEN_VARIABLE,
             "ILM_NCCL_LIBRARY",
             "NCCL_DEBUG",

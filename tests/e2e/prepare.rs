@@ -36,6 +36,13 @@ fn content(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
+/// Whether a shard in a folder is being written.
+fn is_writing(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut files| {
+        files.any(|file| file.is_ok_and(|file| file.path().extension() == Some(OsStr::new("partial"))))
+    })
+}
+
 #[test]
 fn neither_threads_nor_a_kill_change_the_shards() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -46,11 +53,7 @@ fn neither_threads_nor_a_kill_change_the_shards() {
     assert!(content(&one) == content(&two), "threads change the bytes");
 
     let child = start(&mut prepare(&killed, 1));
-    wait_until("a shard that is being written", || {
-        fs::read_dir(&killed).is_ok_and(|mut files| {
-            files.any(|file| file.is_ok_and(|file| file.path().extension() == Some(OsStr::new("partial"))))
-        })
-    });
+    wait_until("a shard that is being written", || is_writing(&killed));
     kill(Signal::SIGKILL, child.id());
     wait(child);
     run(&mut prepare(&killed, 2)).expect(0);
@@ -58,6 +61,60 @@ fn neither_threads_nor_a_kill_change_the_shards() {
 
     let refused = run(prepare(&one, 1).args(["--rule", "split"])).expect(2);
     assert!(refused.sentence().contains("rule = keep"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_validation_split_is_held_out_alike_after_a_kill() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
+    let hold_out = ["--hold-out", "500"];
+    let finished = run(prepare(&whole, 2).args(hold_out)).expect(0);
+    for part in ["train: 2 files", "validation: 2 files, 500 rows", "test: 1 files"] {
+        assert!(finished.stdout.contains(part), "'{part}' is not in: {}", finished.stdout);
+    }
+
+    let child = start(prepare(&killed, 1).args(hold_out));
+    wait_until("a shard that is being written", || is_writing(&killed));
+    kill(Signal::SIGKILL, child.id());
+    wait(child);
+    // The validation split comes with the train split whose rows it takes.
+    run(prepare(&killed, 1).args(hold_out).args(["--split", "train"])).expect(0);
+    run(prepare(&killed, 1).args(hold_out)).expect(0);
+    assert!(content(&whole) == content(&killed), "a kill changes the bytes");
+
+    let refused = run(prepare(&whole, 1).args(hold_out).arg("seed=2")).expect(2);
+    assert!(refused.sentence().contains("and now it is 500 rows by seed 2"), "{}", refused.stderr);
+    let refused = run(&mut prepare(&whole, 1)).expect(2);
+    assert!(refused.sentence().contains("and now it is none"), "{}", refused.stderr);
+}
+
+#[test]
+fn what_cannot_be_held_out_is_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = folder.path().join("tokens");
+    let test = path("lm1b-mini/test-*.parquet");
+    let validation = format!("data.validation={test}");
+    let cases: [(&str, &[&str], &str); 5] = [
+        ("0", &[], "at least 1"),
+        ("1000000000", &[], "no row to train on"),
+        ("5", &["--split=test"], "--split"),
+        ("5", &["--split=validation"], "--split"),
+        ("5", &[validation.as_str()], "data.validation is set"),
+    ];
+    for (rows, more, part) in cases {
+        let refused = run(prepare(&output, 1).args(["--hold-out", rows]).args(more)).expect(2);
+        assert!(refused.sentence().contains(part), "'{part}' is not in: {}", refused.stderr);
+    }
+    let [mut graphs, mut mixed] = [worker(), worker()];
+    graphs.args(["prepare", "--experiment", "star_easy_ilm"]);
+    mixed.args(["prepare", "--experiment", "lm1b_ilm"]);
+    mixed.arg(format!("data.mixture=[{{name='news', path='{test}', weight=1.0}}]"));
+    mixed.arg(format!("data.tokenizer={}", path("tokenizers/bert-base-uncased/tokenizer.json")));
+    for (mut command, part) in [(graphs, "for texts"), (mixed, "data.mixture")] {
+        let refused = run(command.args(["--hold-out", "5", "--output"]).arg(&output)).expect(2);
+        assert!(refused.sentence().contains(part), "'{part}' is not in: {}", refused.stderr);
+    }
+    assert!(!output.exists());
 }
 
 #[test]

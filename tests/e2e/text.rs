@@ -28,16 +28,18 @@ fn ends(run_dir: &Path) -> (f64, f64) {
     (mean(&losses[..10]), mean(&losses[50..]))
 }
 
-fn assert_learns(experiment: &str, settings: &[String]) {
+/// Trains, and gives what was said on standard error.
+fn assert_learns(experiment: &str, settings: &[String]) -> String {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    train(experiment, folder.path(), settings).expect(0);
+    let finished = train(experiment, folder.path(), settings).expect(0);
     let (first, last) = ends(folder.path());
     assert!(last < 0.9 * first, "token loss went from {first} to {last} only");
+    finished.stderr
 }
 
 #[test]
 fn lm1b_learns_from_text() {
-    assert_learns(
+    let said = assert_learns(
         "lm1b_ilm",
         &[
             format!("data.train={}", path("lm1b-mini/train-*.parquet")),
@@ -45,6 +47,7 @@ fn lm1b_learns_from_text() {
             "block_size=64".into(),
         ],
     );
+    assert_eq!(said.matches("has 2 of the 8 files of a set").count(), 1, "one rank speaks for all: {said}");
 }
 
 #[test]

@@ -359,6 +359,11 @@ pub struct PrepareTextArgs {
     /// What becomes of texts that are too long for block_size [default: keep].
     #[arg(long, value_enum)]
     pub rule: Option<RuleArg>,
+    /// Draws N documents of data.train by `seed`, which become the validation split instead: `validation-*` has them,
+    /// `train-*` does not. --rule then cuts or leaves out documents of both; for exactly N after --rule split, hold
+    /// out from the files that an earlier `prepare --rule split` wrote.
+    #[arg(long, value_name = "N")]
+    pub hold_out: Option<u64>,
     /// Rows of a row group [default: 1000].
     #[arg(long, value_name = "N")]
     pub row_group_rows: Option<usize>,

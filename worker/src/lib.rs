@@ -39,7 +39,7 @@ pub fn run(arguments: Vec<OsString>) -> i32 {
     // SAFETY: this is the first thing that the process does, on its only thread.
     unsafe { presets::make() };
     comm::abort_on_panic();
-    telemetry::init_logging();
+    telemetry::init_logging(comm::LaunchEnv::detect().is_none_or(|env| env.rank == 0));
     let cli = match cli::parse(arguments) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

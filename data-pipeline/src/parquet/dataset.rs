@@ -14,6 +14,7 @@ use super::{
     policy::Skips,
 };
 use crate::{
+    WARNINGS_OF_A_SET,
     config::{Detokenizer, OnBad},
     dataset::{DataFile, Dataset, Example},
     detokenize::detokenize_lm1b,
@@ -97,7 +98,10 @@ impl ParquetDataset {
             return Err(Error::NoRows { location: location.to_string() });
         }
         if options.detokenizer != Detokenizer::None && files.iter().any(|file| file.columns.tokens.is_ids()) {
-            tracing::warn!("'{location}' holds token ids: data.detokenizer has no effect on them");
+            tracing::warn!(
+                target: WARNINGS_OF_A_SET,
+                "'{location}' holds token ids: data.detokenizer has no effect on them"
+            );
         }
         let fingerprint = fingerprint(&files, tokenizer, &options);
         let skips = Skips::new(&location.to_string(), options.on_bad_row, options.on_bad_file, &counts);

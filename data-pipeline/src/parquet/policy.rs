@@ -10,6 +10,7 @@ use std::{
 
 use super::index::FileIndex;
 use crate::{
+    WARNINGS_OF_A_SET,
     config::OnBad,
     error::{Error, Result},
 };
@@ -55,10 +56,11 @@ pub(super) fn usable_files(opened: Vec<Result<FileIndex>>, on_bad_file: OnBad) -
     let skips = on_bad_file == OnBad::Skip && !files.is_empty();
     if skips && errors.iter().all(|error| damage(error).is_some()) {
         for error in errors.iter().take(MAX_WARNINGS) {
-            tracing::warn!("{error}; the file is skipped");
+            tracing::warn!(target: WARNINGS_OF_A_SET, "{error}; the file is skipped");
         }
         if errors.len() > MAX_WARNINGS {
-            tracing::warn!("{} more files are bad and skipped", errors.len() - MAX_WARNINGS);
+            let more = errors.len() - MAX_WARNINGS;
+            tracing::warn!(target: WARNINGS_OF_A_SET, "{more} more files are bad and skipped");
         }
         return Ok(files);
     }

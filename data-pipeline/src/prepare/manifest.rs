@@ -27,6 +27,13 @@ pub(crate) struct Recipe {
     pub inputs: Vec<(String, String)>,
 }
 
+impl Recipe {
+    /// The value of a setting; one that was not made is none.
+    fn setting(&self, key: &str) -> &str {
+        self.settings.iter().find(|(name, _)| name == key).map_or("none", |(_, value)| value.as_str())
+    }
+}
+
 impl Manifest {
     fn path(dir: &Path) -> PathBuf {
         dir.join("prepare.json")
@@ -47,16 +54,22 @@ impl Manifest {
         })
     }
 
-    /// Enters a split into the manifest of a folder, which this job has locked, or finds that it is there already, made of the same.
-    pub fn enter(dir: &Path, split: &str, recipe: &Recipe) -> Result<()> {
+    /// Enters splits into the manifest of a folder, which this job has locked, or finds that they are there already,
+    /// made of the same. If one of them is refused, none is entered.
+    pub fn enter(dir: &Path, splits: &[&str], recipe: &Recipe) -> Result<()> {
         let mut manifest = Self::read(dir)?;
-        match manifest.splits.get(split) {
-            Some(earlier) if earlier == recipe => return Ok(()),
-            Some(earlier) => return Err(differs(dir, split, earlier, recipe)),
-            None => {}
+        let known = manifest.splits.len();
+        for &split in splits {
+            match manifest.splits.get(split) {
+                Some(earlier) if earlier == recipe => continue,
+                Some(earlier) => return Err(differs(dir, split, earlier, recipe)),
+                None => refuse_strangers(dir, split)?,
+            }
+            manifest.splits.insert(split.to_owned(), recipe.clone());
         }
-        refuse_strangers(dir, split)?;
-        manifest.splits.insert(split.to_owned(), recipe.clone());
+        if manifest.splits.len() == known {
+            return Ok(());
+        }
         let text = serde_json::to_string_pretty(&manifest).unwrap_or_default();
         replace_file(&Self::path(dir), text.as_bytes())
     }
@@ -79,14 +92,13 @@ fn refuse_strangers(dir: &Path, split: &str) -> Result<()> {
 }
 
 fn differs(dir: &Path, split: &str, earlier: &Recipe, now: &Recipe) -> Error {
-    let pairs = |recipe: &Recipe| [recipe.settings.clone(), recipe.inputs.clone()].concat();
-    let (earlier, now) = (pairs(earlier), pairs(now));
-    let difference = earlier.iter().zip(&now).find(|(before, now)| before != now);
-    let difference = match difference {
-        Some((before, now)) if before.0 == now.0 => {
-            format!("{} = {}, and now it is {}", before.0, before.1, now.1)
-        }
-        _ => "other input files".to_owned(),
+    let keys = earlier.settings.iter().chain(&now.settings).map(|(key, _)| key.as_str());
+    let settings = keys.map(|key| (key, earlier.setting(key), now.setting(key)));
+    let files = earlier.inputs.iter().zip(&now.inputs).take_while(|(before, now)| before.0 == now.0);
+    let files = files.map(|(before, now)| (before.0.as_str(), before.1.as_str(), now.1.as_str()));
+    let difference = match settings.chain(files).find(|(_, before, now)| before != now) {
+        Some((key, before, now)) => format!("{key} = {before}, and now it is {now}"),
+        None => "other input files".to_owned(),
     };
     Error::Setting(format!(
         "the {split} shards in '{}' were made with {difference}; use another output folder",

@@ -1,6 +1,7 @@
 //! Text shards become token shards, once, so that training need not tokenise: one input file, one output file.
 
 mod cut;
+mod hold_out;
 mod manifest;
 mod write;
 
@@ -11,6 +12,8 @@ use std::{
 };
 
 use cut::Cutter;
+pub use hold_out::HoldOut;
+use hold_out::Selection;
 pub(crate) use manifest::{Manifest, Recipe};
 use write::ShardWriter;
 
@@ -51,6 +54,8 @@ pub struct PrepareOptions {
     pub output: PathBuf,
     /// What becomes of long texts.
     pub rule: LengthRule,
+    /// The rows of the training split that are the validation split instead (none: `data.validation` is).
+    pub hold_out: Option<HoldOut>,
     /// Rows of a row group.
     pub row_group_rows: usize,
     /// Files that are worked on at the same time.
@@ -81,13 +86,14 @@ pub struct PrepareReport {
 }
 
 /// Writes a split as `SPLIT-NNNNN-of-NNNNN.parquet` with the column `token_ids` (and `doc_id`, `chunk` when cutting). Rows
-/// become ids as in training, with the same tokenizer, rules and policies; they keep their order.
+/// become ids as in training, with the same tokenizer, rules and policies; they keep their order. With
+/// [`PrepareOptions::hold_out`] the training and the validation split are both made of the files of `data.train`.
 ///
 /// The bytes do not depend on the number of threads. A job that was killed goes on with the files that are missing.
 ///
 /// # Errors
-/// As for [`DataConfig::open_split`]; a folder with shards of other settings, or that another job writes to; bad rows, unless
-/// they are to be left out; what the disk refuses.
+/// As for [`DataConfig::open_split`]; rows that cannot be held out; a folder with shards of other settings, or that
+/// another job writes to; bad rows, unless they are to be left out; what the disk refuses.
 pub fn prepare(
     config: &DataConfig,
     split: Split,
@@ -103,9 +109,18 @@ pub fn prepare(
             options.rule
         )));
     }
+    let hold_out = options.hold_out.filter(|_| split != Split::Test);
+    let (source, made) = match hold_out {
+        Some(hold_out) => {
+            hold_out.check(config)?;
+            // Both are entered before one is written: rows held out may lie beside no training split that has them.
+            (Split::Train, vec![Split::Train.name(), Split::Validation.name()])
+        }
+        None => (split, vec![split.name()]),
+    };
     let tokenizer = Arc::new(config.open_tokenizer()?);
-    let dataset = config.open_split(split, &tokenizer, 0)?;
-    let files = source_files(dataset.as_ref(), split)?;
+    let dataset = config.open_split(source, &tokenizer, 0)?;
+    let files = source_files(dataset.as_ref(), source)?;
     let job = Job {
         cutter: match options.rule {
             LengthRule::Cut(max_tokens) => Some(Cutter::new(&tokenizer, max_tokens)?),
@@ -113,12 +128,13 @@ pub fn prepare(
         },
         tokenizer: tokenizer.fingerprint(),
         dataset: dataset.as_ref(),
+        selection: Selection::new(hold_out, split, dataset.len())?,
         options,
         progress,
     };
     let _lock = lock(&options.output)?;
-    Manifest::enter(&options.output, split.name(), &recipe(config, &job.tokenizer, options, &files))?;
-    progress.begin(split.name(), dataset.len());
+    Manifest::enter(&options.output, &made, &recipe(config, &job.tokenizer, options, hold_out, &files))?;
+    progress.begin(split.name(), job.selection.len);
     let shard =
         |index| options.output.join(format!("{}-{index:05}-of-{:05}.parquet", split.name(), files.len()));
     let reports =
@@ -139,7 +155,13 @@ pub(crate) fn source_files(dataset: &dyn Dataset, split: Split) -> Result<Vec<Da
     Ok(files)
 }
 
-fn recipe(config: &DataConfig, tokenizer: &str, options: &PrepareOptions, files: &[DataFile]) -> Recipe {
+fn recipe(
+    config: &DataConfig,
+    tokenizer: &str,
+    options: &PrepareOptions,
+    hold_out: Option<HoldOut>,
+    files: &[DataFile],
+) -> Recipe {
     let name = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
     let settings = [
         ("tokenizer", tokenizer.to_owned()),
@@ -148,8 +170,9 @@ fn recipe(config: &DataConfig, tokenizer: &str, options: &PrepareOptions, files:
         ("data.detokenizer", format!("{:?}", config.detokenizer).to_lowercase()),
         ("row-group-rows", options.row_group_rows.to_string()),
     ];
+    let held_out = hold_out.map(|hold_out| ("hold-out", hold_out.to_string()));
     Recipe {
-        settings: settings.map(|(key, value)| (key.to_owned(), value)).into(),
+        settings: settings.into_iter().chain(held_out).map(|(key, value)| (key.to_owned(), value)).collect(),
         inputs: files.iter().map(|file| (name(&file.path), format!("{:032x}", file.fingerprint))).collect(),
     }
 }
@@ -159,6 +182,7 @@ struct Job<'a> {
     /// Its fingerprint.
     tokenizer: String,
     dataset: &'a dyn Dataset,
+    selection: Selection,
     options: &'a PrepareOptions,
     progress: &'a dyn Progress,
 }
@@ -169,8 +193,9 @@ impl Job<'_> {
 
     /// Writes the shard of one input file unless it is there. Nothing is left under its name when the job is to stop.
     fn file(&self, file: &DataFile, shard: &Path, report: &mut PrepareReport) -> Result<()> {
-        let rows = file.rows.end - file.rows.start;
+        let mut rows = self.selection.of(file.rows.clone());
         if shard.is_file() {
+            let rows = rows.count() as u64;
             report.finished_before += 1;
             self.progress.advance(Amounts { files: 1, rows, ..Amounts::default() });
             return Ok(());
@@ -180,11 +205,13 @@ impl Job<'_> {
             ShardWriter::create(shard, self.options.row_group_rows, has_pieces, self.tokenizer.clone())?;
         let mut done = PrepareReport::default();
         let (mut told, mut result) = (done, Ok(true));
-        self.dataset.each_example(&mut file.rows.clone(), &mut |row, example| {
+        self.dataset.each_example(&mut rows, &mut |row, example| {
             result = example.and_then(|example| self.row(row, example, &mut writer, &mut done));
-            if matches!(result, Ok(true)) && done.rows_read % Self::STRIDE == 0 {
+            if matches!(result, Ok(true)) {
                 result = Ok(!self.progress.should_stop());
-                self.tell(&mut told, &done);
+                if done.rows_read % Self::STRIDE == 0 {
+                    self.tell(&mut told, &done);
+                }
             }
             matches!(result, Ok(true))
         });

@@ -6,9 +6,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// One or several of: a file, a directory (its `*.parquet` files), a glob, or a URL of one of these.
 ///
-/// URLs are `file://`, `s3://`, `gs://`, `http(s)://` and `hf://datasets/ORGANISATION/NAME[@REVISION]/FILE`; the last
-/// two name single files, because such servers list nothing. In a configuration it is a string or a list of strings.
-/// The files of one place are read in the order of their names, the places in the order of the list.
+/// URLs are `file://`, `s3://`, `gs://`, `hf://datasets/ORGANISATION/NAME[@REVISION]/PATH` (each / of a revision is
+/// written `%2F`) and `http(s)://`; the last names single files, because such servers list nothing. In a configuration
+/// it is a string or a list of strings. The files of one place are read in the order of their names, the places in the
+/// order of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location(Vec<String>);
 

@@ -1,6 +1,7 @@
 //! Bytes by range from local files and object stores, behind one kind of file.
 
 mod cache;
+mod hub;
 mod local;
 mod location;
 mod remote;
@@ -20,6 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use object_store::path::Path as ObjectPath;
 
 use self::{
     cache::DiskCache,
@@ -58,7 +60,7 @@ pub(crate) struct SourceFile {
 #[derive(Debug, Clone)]
 enum Access {
     Local,
-    Remote { store: Arc<Remote>, path: object_store::path::Path, cache: Option<Arc<DiskCache>> },
+    Remote { store: Arc<Remote>, path: ObjectPath, cache: Option<Arc<DiskCache>> },
 }
 
 impl Sources {
@@ -80,16 +82,17 @@ impl Sources {
 
     /// The files of a location: places in their order, the files of a place by name. Sets that lack some are warned of.
     pub(crate) fn list(&self, location: &Location) -> Result<Vec<SourceFile>> {
+        self.connect(location)?;
         let mut files = Vec::new();
         for text in location.places() {
-            let found = match url::parse(text, self.config.hub())? {
+            let found = match url::parse(text)? {
                 Place::Local(path) => {
                     local::locate(path)?.into_iter().map(local_file).collect::<Result<_>>()?
                 }
                 Place::Remote(place) => self.list_remote(&place)?,
             };
             if found.is_empty() {
-                return Err(Error::NoFiles { location: text.clone() });
+                return Err(no_files(text));
             }
             shards::warn_of_gaps(text, found.iter().map(|file| file.name.as_str()));
             files.extend(found);
@@ -104,9 +107,19 @@ impl Sources {
         }
     }
 
+    /// Sets the stores of all places up before one is asked.
+    fn connect(&self, location: &Location) -> Result<()> {
+        for text in location.places() {
+            if let Place::Remote(place) = url::parse(text)? {
+                self.store(&place)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A file that was listed at an earlier time.
     pub(crate) fn file(&self, name: &str, size: u64, version: &str) -> Result<SourceFile> {
-        let bytes = match url::parse(name, self.config.hub())? {
+        let bytes = match url::parse(name)? {
             Place::Local(_) => Access::Local,
             Place::Remote(place) => self.remote(self.store(&place)?, place.object(&place.path)?),
         };
@@ -127,9 +140,9 @@ impl Sources {
                 .map_err(|error| Error::BadPattern { location: url.clone(), reason: error.to_string() })?;
             let folder = place.fixed_prefix();
             let deep = place.path[folder.len()..].trim_start_matches('/').contains('/');
-            let mut found = store.list(&url, &place.object(folder)?, deep)?;
             let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
-            found.retain(|meta| pattern.matches_with(meta.location.as_ref(), options));
+            let matches = |path: &ObjectPath| pattern.matches_with(path.as_ref(), options);
+            let found = store.list(place, &place.object(folder)?, deep, matches)?;
             return Ok(by_name(found).map(file).collect());
         }
         let path = place.object(&place.path)?;
@@ -140,12 +153,12 @@ impl Sources {
         if place.kind == Kind::Http {
             return Ok(Vec::new());
         }
-        let mut found = store.list(&url, &path, false)?;
-        found.retain(|meta| meta.location.as_ref().ends_with(".parquet"));
+        let is_parquet = |path: &ObjectPath| path.as_ref().ends_with(".parquet");
+        let found = store.list(place, &path, false, is_parquet)?;
         Ok(by_name(found).map(file).collect())
     }
 
-    fn remote(&self, store: Arc<Remote>, path: object_store::path::Path) -> Access {
+    fn remote(&self, store: Arc<Remote>, path: ObjectPath) -> Access {
         Access::Remote { store, path, cache: self.cache.clone() }
     }
 
@@ -155,10 +168,28 @@ impl Sources {
         if let Some(store) = stores.get(&key) {
             return Ok(store.clone());
         }
-        let store = Arc::new(Remote::new(self.config.connect(place)?, &self.config));
+        if let Some(endpoint) = &self.config.endpoint
+            && stores.keys().any(|(kind, _)| place.kind.excludes(*kind))
+        {
+            return Err(Error::Setting(format!(
+                "data.store.endpoint = '{endpoint}' cannot stand for the hub and for a store of buckets, and '{}' \
+                 makes it both; leave it out, or name places of one kind",
+                place.url(&place.path)
+            )));
+        }
+        let store = Arc::new(self.config.connect(place)?);
         stores.insert(key, store.clone());
         Ok(store)
     }
+}
+
+/// The hub does not tell what is not there from what it may not show.
+fn no_files(location: &str) -> Error {
+    let error = Error::NoFiles { location: location.to_owned() };
+    if location.starts_with("hf://") {
+        return Error::Setting(format!("{error}; check name and revision, and that HF_TOKEN may read it"));
+    }
+    error
 }
 
 /// In the order of local paths, which compare folder by folder.

@@ -14,7 +14,7 @@ use futures_util::{TryStreamExt, future::try_join_all};
 use object_store::{Error as StoreError, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, path::Path};
 use tokio::{runtime::Runtime, sync::Semaphore};
 
-use super::{StoreConfig, retry::pause};
+use super::{StoreConfig, hub::Hub, retry::pause, url::RemotePlace};
 use crate::error::{Error, Result};
 
 /// Characters of a server's answer that a message repeats.
@@ -22,16 +22,19 @@ const LONGEST_REASON: usize = 300;
 /// How often a request is tried again if the settings do not say.
 const RETRIES: usize = 8;
 /// How long a read is tried again if the settings do not say: a run outlives a store that is started again. Looking
-/// files up is given up sooner, since a mistyped address or missing keys fail there.
+/// files up is given up sooner, since a mistyped address or missing keys fail there, but not where the store says that
+/// it is asked too often: the hub counts requests over five minutes.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A store and the rules for asking it.
 #[derive(Debug)]
 pub(super) struct Remote {
     store: Arc<dyn ObjectStore>,
+    /// What lists the files, if the store itself cannot.
+    hub: Option<Hub>,
     permits: Semaphore,
     retries: usize,
-    /// How long reads are tried again at least.
+    /// How long reads, and requests of which there are too many, are tried again at least.
     patience: Duration,
     /// Whether it was said that the store is waited for.
     waiting: AtomicBool,
@@ -46,16 +49,17 @@ pub(super) struct Object<'a> {
 }
 
 /// Why a try failed.
-struct Failure {
-    reason: String,
+pub(super) struct Failure {
+    pub reason: String,
     /// Another try may succeed.
-    passing: bool,
+    pub passing: bool,
 }
 
 impl Remote {
-    pub fn new(store: Arc<dyn ObjectStore>, config: &StoreConfig) -> Self {
+    pub fn new(store: Arc<dyn ObjectStore>, hub: Option<Hub>, config: &StoreConfig) -> Self {
         Self {
             store,
+            hub,
             permits: Semaphore::new(config.concurrency),
             retries: config.retries.unwrap_or(RETRIES),
             patience: if config.retries.is_some() { Duration::ZERO } else { PATIENCE },
@@ -70,24 +74,69 @@ impl Remote {
 
     /// What the store says of an object; none if there is no such object.
     pub fn head(&self, url: &str, path: &Path) -> Result<Option<ObjectMeta>> {
-        runtime()?.block_on(self.retrying(&format!("look up '{url}'"), Duration::ZERO, async || {
-            match self.store.head(path).await {
-                Err(StoreError::NotFound { .. }) => Ok(None),
-                answer => answer.map(Some).map_err(Failure::of),
-            }
-        }))
+        runtime()?.block_on(self.look_up(url, path))
     }
 
-    /// The objects below a folder: directly in it, or at any depth.
-    pub fn list(&self, url: &str, folder: &Path, deep: bool) -> Result<Vec<ObjectMeta>> {
-        runtime()?.block_on(self.retrying(&format!("list '{url}'"), Duration::ZERO, async || {
+    /// The objects of a place that lie below a folder, directly in it or at any depth, and are wanted.
+    pub fn list(
+        &self,
+        place: &RemotePlace,
+        folder: &Path,
+        deep: bool,
+        wanted: impl Fn(&Path) -> bool,
+    ) -> Result<Vec<ObjectMeta>> {
+        let what = format!("list '{}'", place.url(&place.path));
+        if let Some(hub) = &self.hub {
+            let found = async {
+                let mut paths = self.list_hub(hub, &what, folder, deep).await?;
+                paths.retain(&wanted);
+                try_join_all(paths.iter().map(|path| self.look_up_listed(place, path))).await
+            };
+            return runtime()?.block_on(found);
+        }
+        let mut found = runtime()?.block_on(self.retrying(&what, Duration::ZERO, async || {
             let found = if deep {
                 self.store.list(Some(folder)).try_collect().await
             } else {
                 self.store.list_with_delimiter(Some(folder)).await.map(|found| found.objects)
             };
             found.map_err(Failure::of)
-        }))
+        }))?;
+        found.retain(|meta| wanted(&meta.location));
+        Ok(found)
+    }
+
+    async fn list_hub(&self, hub: &Hub, what: &str, folder: &Path, deep: bool) -> Result<Vec<Path>> {
+        let mut paths = Vec::new();
+        let first = hub.first_page(folder, deep);
+        let mut next = Some(first.clone());
+        while let Some(url) = next {
+            let is_first = url == first;
+            let page = self.retrying(what, Duration::ZERO, async || hub.page(&url, is_first).await).await?;
+            paths.extend(page.files);
+            next = page.next;
+        }
+        Ok(paths)
+    }
+
+    async fn look_up(&self, url: &str, path: &Path) -> Result<Option<ObjectMeta>> {
+        let what = format!("look up '{url}'");
+        let answer = self.retrying(&what, Duration::ZERO, async || match self.store.head(path).await {
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            answer => answer.map(Some).map_err(Failure::of),
+        });
+        answer.await
+    }
+
+    /// A list of the hub has no marks of versions as its files have them, so each file is asked for its own.
+    async fn look_up_listed(&self, place: &RemotePlace, path: &Path) -> Result<ObjectMeta> {
+        let url = place.url(path.as_ref());
+        let gone = || Error::Remote {
+            what: format!("look up '{url}'"),
+            tries: 1,
+            reason: "the list of files has it, but it is not there".to_owned(),
+        };
+        self.look_up(&url, path).await?.ok_or_else(gone)
     }
 
     async fn read_range(&self, object: &Object<'_>, range: &Range<u64>) -> Result<Bytes> {
@@ -114,7 +163,7 @@ impl Remote {
     async fn retrying<T>(
         &self,
         what: &str,
-        patience: Duration,
+        mut patience: Duration,
         attempt: impl AsyncFn() -> std::result::Result<T, Failure>,
     ) -> Result<T> {
         let mut tries = 0;
@@ -133,15 +182,33 @@ impl Remote {
                     return Ok(answer);
                 }
                 Err(Failure { reason, passing }) => {
+                    if status(&reason) == Some(429) {
+                        patience = patience.max(self.patience);
+                    }
                     let since = *failing_since.get_or_insert_with(Instant::now);
                     let left = patience.saturating_sub(since.elapsed());
                     if !passing || (tries > self.retries && left.is_zero()) {
+                        let reason = self.with_advice(reason);
                         return Err(Error::Remote { what: what.to_owned(), tries, reason });
                     }
                     self.tell(what, &reason, (tries > self.retries).then_some(left));
                     tokio::time::sleep(pause(what, tries)).await;
                 }
             }
+        }
+    }
+
+    /// The hub does not tell a data set that is not there from one that it may not show.
+    fn with_advice(&self, reason: String) -> String {
+        let Some(hub) = &self.hub else { return reason };
+        match status(&reason) {
+            Some(401) if hub.has_token => {
+                reason + "; the token in HF_TOKEN was refused: set a valid one, or unset it"
+            }
+            Some(401 | 403) => {
+                reason + "; check the name, and set HF_TOKEN if the data set is private or gated"
+            }
+            _ => reason,
         }
     }
 
@@ -166,12 +233,23 @@ impl Failure {
         };
         Self { reason: reason(&text), passing }
     }
+
+    /// Of a request that had no whole answer.
+    pub fn of_request(error: &dyn std::error::Error) -> Self {
+        Self { reason: one_line(&with_causes(error)), passing: true }
+    }
+
+    /// Of an answer that says so.
+    pub fn of_answer(status: impl std::fmt::Display, body: &[u8]) -> Self {
+        let text = format!("the answer has status code: {status}: {}", String::from_utf8_lossy(body));
+        Self { reason: one_line(&text), passing: !refused(&text) }
+    }
 }
 
 /// The message and those of its causes that it does not repeat itself ("operation timed out" is deep down).
-fn with_causes(error: &StoreError) -> String {
+fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(error) = cause {
         let deeper = error.to_string();
         if !text.contains(&deeper) {
@@ -193,23 +271,30 @@ fn other_version(now: &str, before: &str) -> bool {
     strong(now) && strong(before) && now != before
 }
 
-/// Whether the status says that the same request is refused again (all of 4xx but "too slow" and "too many"). The
-/// library keeps the status of an unclassified error in its text only.
+/// Whether the status says that the same request is refused again (all of 4xx but "too slow" and "too many").
 fn refused(text: &str) -> bool {
-    let status = text.split_once("status code: ").and_then(|(_, rest)| rest.get(..3)?.parse::<u16>().ok());
-    status.is_some_and(|status| (400..500).contains(&status) && status != 408 && status != 429)
+    status(text).is_some_and(|status| (400..500).contains(&status) && status != 408 && status != 429)
+}
+
+/// The status that an answer had. The library keeps that of an unclassified error in its text only.
+fn status(text: &str) -> Option<u16> {
+    text.split_once("status code: ").and_then(|(_, rest)| rest.get(..3)?.parse().ok())
 }
 
 /// The part of the library's message that is news, on one line.
 fn reason(text: &str) -> String {
-    let news = text.split_once(" - ").map_or(text, |(_, news)| news);
-    let mut line = news.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut line = one_line(text.split_once(" - ").map_or(text, |(_, news)| news));
+    if text.contains("169.254.169.254") {
+        line.push_str("; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or data.store.anonymous = true");
+    }
+    line
+}
+
+fn one_line(text: &str) -> String {
+    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((cut, _)) = line.char_indices().nth(LONGEST_REASON) {
         line.truncate(cut);
         line.push_str("...");
-    }
-    if text.contains("169.254.169.254") {
-        line.push_str("; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or data.store.anonymous = true");
     }
     line.trim_end_matches([':', ' ']).to_owned()
 }
@@ -235,19 +320,32 @@ mod tests {
     use super::*;
 
     fn remote(retries: Option<usize>) -> Remote {
-        Remote::new(Arc::new(InMemory::new()), &StoreConfig { retries, ..StoreConfig::default() })
+        Remote::new(Arc::new(InMemory::new()), None, &StoreConfig { retries, ..StoreConfig::default() })
     }
+
+    const LONG: Duration = Duration::from_secs(600);
 
     /// How many tries a store with two retries takes that fails so often, and whether it was waited for.
     fn tries(failing: usize, passing: bool, patience: Duration) -> (Result<usize>, bool) {
-        let (remote, count, waited) = (remote(Some(2)), AtomicUsize::new(0), AtomicBool::new(false));
+        tries_because("connection refused", failing, passing, patience)
+    }
+
+    /// The same of a store that names a reason and whose reads have much patience.
+    fn tries_because(
+        reason: &str,
+        failing: usize,
+        passing: bool,
+        patience: Duration,
+    ) -> (Result<usize>, bool) {
+        let remote = Remote { patience: LONG, ..remote(Some(2)) };
+        let (count, waited) = (AtomicUsize::new(0), AtomicBool::new(false));
         let attempt = async || {
             let tries = count.fetch_add(1, Ordering::Relaxed) + 1;
             waited.fetch_or(remote.waiting.load(Ordering::Relaxed), Ordering::Relaxed);
             if tries > failing {
                 return Ok(tries);
             }
-            Err(Failure { reason: "connection refused".into(), passing })
+            Err(Failure { reason: reason.into(), passing })
         };
         let answer = runtime().unwrap().block_on(remote.retrying("read", patience, attempt));
         assert!(answer.is_err() || !remote.waiting.load(Ordering::Relaxed), "the end of the wait is told");
@@ -256,13 +354,22 @@ mod tests {
 
     #[test]
     fn a_store_that_is_away_is_waited_for_when_retries_are_used_up() {
-        let long = Duration::from_secs(600);
-        assert!(matches!(tries(4, true, long), (Ok(5), true)));
-        assert!(matches!(tries(2, true, long), (Ok(3), false)), "nothing is said of what passes soon");
+        assert!(matches!(tries(4, true, LONG), (Ok(5), true)));
+        assert!(matches!(tries(2, true, LONG), (Ok(3), false)), "nothing is said of what passes soon");
         assert!(matches!(tries(4, true, Duration::ZERO), (Err(Error::Remote { tries: 3, .. }), false)));
-        assert!(matches!(tries(4, false, long), (Err(Error::Remote { tries: 1, .. }), false)));
+        assert!(matches!(tries(4, false, LONG), (Err(Error::Remote { tries: 1, .. }), false)));
         let ended = tries(usize::MAX, true, Duration::from_millis(500)).0;
         assert!(matches!(ended, Err(Error::Remote { tries: 3.., .. })));
+    }
+
+    #[test]
+    fn a_look_up_waits_when_the_store_is_asked_too_often() {
+        let look_up = |status: &str| {
+            let reason = format!("the answer has status code: {status}: later, please");
+            tries_because(&reason, 4, true, Duration::ZERO)
+        };
+        assert!(matches!(look_up("429 Too Many Requests"), (Ok(5), true)));
+        assert!(matches!(look_up("503 Service Unavailable"), (Err(Error::Remote { tries: 3, .. }), false)));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use glob::Pattern;
 
 use super::url::has_glob;
+use crate::WARNINGS_OF_A_SET;
 
 /// A set that lacks files.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ struct Gap {
 pub(super) fn warn_of_gaps<'a>(place: &str, names: impl Iterator<Item = &'a str> + Clone) {
     for Gap { there, of, first_missing } in gaps(place, names) {
         tracing::warn!(
+            target: WARNINGS_OF_A_SET,
             "'{place}' has {there} of the {of} files of a set, '{first_missing}' is the first that is missing; going \
              on without them"
         );

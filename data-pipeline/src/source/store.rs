@@ -2,34 +2,45 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::{HeaderValue, header::AUTHORIZATION};
 use object_store::{
-    ClientOptions, ObjectStore, RetryConfig, aws::AmazonS3Builder, gcp::GoogleCloudStorageBuilder,
-    http::HttpBuilder,
+    ClientOptions, ObjectStore, RetryConfig,
+    aws::AmazonS3Builder,
+    client::{HttpConnector, ReqwestConnector},
+    gcp::GoogleCloudStorageBuilder,
+    http::{HttpBuilder, HttpStore},
 };
 use serde::{Deserialize, Serialize};
 
-use super::url::{Kind, RemotePlace};
+use super::{
+    hub::{Hub, files_url},
+    remote::Remote,
+    url::{Kind, RemotePlace},
+};
 use crate::error::{Error, Result};
 
 /// The server that `hf://` stands for.
 const HUB: &str = "https://huggingface.co";
+/// The variables that its token is in, as its own programs name them.
+const HUB_TOKENS: [&str; 2] = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
 /// Requests in flight beyond this many are a slip of the pen: each has a thread that decodes.
 const MOST_CONCURRENT: usize = 1024;
 
-/// Section `data.store`. Keys, tokens and all else come from the variables `AWS_*` and `GOOGLE_*`, or from the machine.
+/// Section `data.store`. Keys, tokens and all else come from the variables `AWS_*`, `GOOGLE_*` and `HF_TOKEN`, or from
+/// the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreConfig {
-    /// URL of the server to ask instead of the usual one of `s3://`, `gs://` or `hf://`.
+    /// URL of the server to ask instead of the usual one of `s3://` and `gs://`, or of `hf://`; not of both.
     pub endpoint: Option<String>,
     /// Region of the buckets (`s3://`).
     pub region: Option<String>,
     /// Reach the endpoint without encryption.
     pub allow_http: bool,
-    /// Sign no request: for public buckets.
+    /// Sign no request and send no token: for public buckets and data sets.
     pub anonymous: bool,
     /// How often a failed request is tried again; the pause between doubles from 0.1 to 10 seconds. None: 8 times while
-    /// files are looked up, and for five minutes when they are read.
+    /// files are looked up, and for five minutes when they are read or the store says that it is asked too often.
     pub retries: Option<usize>,
     /// Seconds without a byte after which a request has failed.
     pub timeout_secs: u64,
@@ -80,27 +91,30 @@ impl StoreConfig {
         }
     }
 
-    /// The server behind `hf://`.
-    pub(super) fn hub(&self) -> &str {
-        self.endpoint.as_deref().unwrap_or(HUB)
-    }
-
-    /// A client of the store that the place lies in. It tries nothing again: that is the business of `Remote`.
-    pub(super) fn connect(&self, place: &RemotePlace) -> Result<Arc<dyn ObjectStore>> {
-        let built = match place.kind {
-            Kind::S3 => self.s3(&place.root).map(|store| Arc::new(store) as Arc<dyn ObjectStore>),
-            Kind::Gcs => self.gcs(&place.root).map(|store| Arc::new(store) as _),
-            Kind::Http => HttpBuilder::new()
-                .with_url(&place.root)
-                // The user wrote http:// where nothing is encrypted.
-                .with_client_options(self.client().with_allow_http(true))
-                .with_retry(once())
-                .build()
-                .map(|store| Arc::new(store) as _),
-        };
-        built.map_err(|error| {
+    /// The store that the place lies in. Its client tries nothing again: that is the business of `Remote`.
+    pub(super) fn connect(&self, place: &RemotePlace) -> Result<Remote> {
+        let failed = |error: object_store::Error| {
             Error::Setting(format!("the store of '{}' cannot be set up: {error}", place.url(&place.path)))
-        })
+        };
+        let mut hub = None;
+        let store: Arc<dyn ObjectStore> = match place.kind {
+            Kind::S3 => Arc::new(self.s3(&place.root).map_err(failed)?),
+            Kind::Gcs => Arc::new(self.gcs(&place.root).map_err(failed)?),
+            // The user wrote http:// where nothing is encrypted.
+            Kind::Http => {
+                let client = self.client().with_allow_http(true);
+                Arc::new(plain_http(&place.root, client).map_err(failed)?)
+            }
+            Kind::Hub => {
+                let server = self.endpoint.as_deref().unwrap_or(HUB);
+                let client = self.hub_client()?;
+                let lists = ReqwestConnector::default().connect(&client).map_err(failed)?;
+                let has_token = client.get_default_headers().is_some();
+                hub = Some(Hub::new(lists, server, &place.root, has_token));
+                Arc::new(plain_http(&files_url(server, &place.root), client).map_err(failed)?)
+            }
+        };
+        Ok(Remote::new(store, hub, self))
     }
 
     fn s3(&self, bucket: &str) -> object_store::Result<object_store::aws::AmazonS3> {
@@ -143,6 +157,20 @@ impl StoreConfig {
         builder.with_bucket_name(bucket).with_retry(once()).build()
     }
 
+    /// Of all servers the hub alone is told its token; the library leaves it out where a redirect leads elsewhere.
+    fn hub_client(&self) -> Result<ClientOptions> {
+        let client = self.client().with_allow_http(self.allow_http);
+        let values = HUB_TOKENS.iter().filter_map(|name| std::env::var(name).ok());
+        let token = values.map(|value| value.trim().to_owned()).find(|value| !value.is_empty());
+        let Some(token) = token.filter(|_| !self.anonymous) else { return Ok(client) };
+        let mut bearer = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| {
+            let names = HUB_TOKENS.join(" or ");
+            Error::Setting(format!("the value of {names} is no token; set it again, or unset it"))
+        })?;
+        bearer.set_sensitive(true);
+        Ok(client.with_default_headers([(AUTHORIZATION, bearer)].into_iter().collect()))
+    }
+
     /// A long column takes as long as it takes; only standing still is a failure.
     fn client(&self) -> ClientOptions {
         let patience = Duration::from_secs(self.timeout_secs);
@@ -151,6 +179,10 @@ impl StoreConfig {
             .with_read_timeout(patience)
             .with_connect_timeout(patience)
     }
+}
+
+fn plain_http(url: &str, client: ClientOptions) -> object_store::Result<HttpStore> {
+    HttpBuilder::new().with_url(url).with_client_options(client).with_retry(once()).build()
 }
 
 fn once() -> RetryConfig {

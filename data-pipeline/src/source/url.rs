@@ -4,6 +4,9 @@ use object_store::path::Path;
 
 use crate::error::{Error, Result};
 
+/// The revision of a data set on the hub that is meant where none is named.
+pub(super) const MAIN: &str = "main";
+
 /// Kinds of stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
@@ -13,13 +16,23 @@ pub(super) enum Kind {
     Gcs,
     /// Any HTTP server; it lists nothing.
     Http,
+    /// A data set on the Hugging Face hub.
+    Hub,
+}
+
+impl Kind {
+    /// Whether one endpoint cannot stand for both: the hub's token is not for other servers.
+    pub fn excludes(self, other: Self) -> bool {
+        let either = [self, other];
+        either.contains(&Self::Hub) && (either.contains(&Self::S3) || either.contains(&Self::Gcs))
+    }
 }
 
 /// A place in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RemotePlace {
     pub kind: Kind,
-    /// Bucket, or `http(s)://HOST`.
+    /// Bucket, `http(s)://HOST`, or `ORGANISATION/NAME[@REVISION]` on the hub.
     pub root: String,
     /// What follows the root in messages' URLs; may hold a glob.
     pub path: String,
@@ -32,8 +45,8 @@ pub(super) enum Place<'a> {
     Remote(RemotePlace),
 }
 
-/// Reads a place; `hub` is the server that stands for `hf://`.
-pub(super) fn parse<'a>(text: &'a str, hub: &str) -> Result<Place<'a>> {
+/// Reads a place.
+pub(super) fn parse(text: &str) -> Result<Place<'_>> {
     let bad = |reason: &str| Error::BadPattern { location: text.to_owned(), reason: reason.to_owned() };
     let Some((scheme, rest)) = text.split_once("://") else { return Ok(Place::Local(text)) };
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -46,34 +59,33 @@ pub(super) fn parse<'a>(text: &'a str, hub: &str) -> Result<Place<'a>> {
         _ if host.is_empty() => Err(bad("it names no bucket or server")),
         "s3" => remote(Kind::S3, host.to_owned(), path),
         "gs" => remote(Kind::Gcs, host.to_owned(), path),
-        "http" | "https" | "hf" if has_glob(path) || path.is_empty() || path.ends_with('/') => {
+        "http" | "https" if has_glob(path) || path.is_empty() || path.ends_with('/') => {
             Err(bad("an HTTP server lists no files; name each file, as a list of URLs"))
         }
         "http" | "https" => remote(Kind::Http, format!("{scheme}://{host}"), path),
         "hf" => {
-            let file = hub_file(host, path)
-                .ok_or_else(|| bad("write hf://datasets/ORGANISATION/NAME[@REVISION]/FILE.parquet"))?;
-            // A mirror may lie below the root of its server.
-            let (scheme, server) =
-                hub.split_once("://").ok_or_else(|| bad("data.store.endpoint is no URL"))?;
-            let (host, below) = server.split_once('/').unwrap_or((server, ""));
-            remote(
-                Kind::Http,
-                format!("{scheme}://{host}"),
-                &format!("{}/{file}", below.trim_end_matches('/')),
-            )
+            let (set, path) = data_set(host, path).ok_or_else(|| {
+                bad("write hf://datasets/ORGANISATION/NAME[@REVISION]/PATH, a revision's slashes as %2F")
+            })?;
+            remote(Kind::Hub, set, path)
         }
         _ => Err(bad("only file, s3, gs, http, https and hf URLs are known")),
     }
 }
 
-/// The path on the hub's server of `hf://datasets/ORGANISATION/NAME[@REVISION]/FILE`.
-fn hub_file(host: &str, path: &str) -> Option<String> {
-    let [organisation, name, file] = path.splitn(3, '/').collect::<Vec<_>>().try_into().ok()?;
-    let (name, revision) = name.split_once('@').unwrap_or((name, "main"));
-    let filled = [organisation, name, revision, file].iter().all(|part| !part.is_empty());
-    (host == "datasets" && filled)
-        .then(|| format!("datasets/{organisation}/{name}/resolve/{revision}/{file}"))
+/// `ORGANISATION/NAME[@REVISION]` and the path behind it of `hf://datasets/ORGANISATION/NAME[@REVISION]/PATH`.
+fn data_set<'a>(host: &str, rest: &'a str) -> Option<(String, &'a str)> {
+    let (organisation, rest) = rest.split_once('/')?;
+    let (set, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (name, revision) = set.split_once('@').unwrap_or((set, MAIN));
+    // They become parts of URLs as they are.
+    let is_plain = |part: &str| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+    };
+    let readable = [organisation, name, revision.replace('%', "").as_str()].into_iter().all(is_plain);
+    // One way to say it, so that a file that is named twice is found.
+    let set = if revision == MAIN { name } else { set };
+    (host == "datasets" && readable).then(|| (format!("{organisation}/{set}"), path))
 }
 
 pub(super) fn has_glob(path: &str) -> bool {
@@ -87,6 +99,7 @@ impl RemotePlace {
             Kind::S3 => format!("s3://{}/{object}", self.root),
             Kind::Gcs => format!("gs://{}/{object}", self.root),
             Kind::Http => format!("{}/{object}", self.root),
+            Kind::Hub => format!("hf://datasets/{}/{object}", self.root),
         }
     }
 
@@ -94,7 +107,7 @@ impl RemotePlace {
     pub fn object(&self, path: &str) -> Result<Path> {
         let parsed = match self.kind {
             Kind::Http => Path::from_url_path(path),
-            Kind::S3 | Kind::Gcs => Path::parse(path),
+            Kind::S3 | Kind::Gcs | Kind::Hub => Path::parse(path),
         };
         parsed.map_err(|error| Error::BadPattern { location: self.url(path), reason: error.to_string() })
     }
@@ -110,10 +123,8 @@ impl RemotePlace {
 mod tests {
     use super::*;
 
-    const HUB: &str = "https://huggingface.co";
-
     fn remote(text: &str) -> (Kind, String, String) {
-        match parse(text, HUB).unwrap() {
+        match parse(text).unwrap() {
             Place::Remote(place) => (place.kind, place.root.clone(), place.path),
             local => panic!("{local:?}"),
         }
@@ -122,22 +133,27 @@ mod tests {
     #[test]
     fn places_are_paths_or_urls() {
         for path in ["/a/b", "a*.parquet", "a b"] {
-            assert_eq!(parse(path, HUB).unwrap(), Place::Local(path));
+            assert_eq!(parse(path).unwrap(), Place::Local(path));
         }
-        assert_eq!(parse("file:///a/b*", HUB).unwrap(), Place::Local("/a/b*"));
+        assert_eq!(parse("file:///a/b*").unwrap(), Place::Local("/a/b*"));
         let owned = |kind, root: &str, path: &str| (kind, root.to_owned(), path.to_owned());
         assert_eq!(remote("s3://bucket/a/b-*"), owned(Kind::S3, "bucket", "a/b-*"));
         assert_eq!(remote("gs://bucket"), owned(Kind::Gcs, "bucket", ""));
         assert_eq!(remote("http://h:80/a.parquet"), owned(Kind::Http, "http://h:80", "a.parquet"));
-        assert_eq!(
-            remote("hf://datasets/org/name/data/train.parquet"),
-            owned(Kind::Http, HUB, "datasets/org/name/resolve/main/data/train.parquet")
-        );
-        let Place::Remote(mirror) = parse("hf://datasets/o/n@v1/x.parquet", "http://h:1/hub/").unwrap()
-        else {
-            panic!()
-        };
-        assert_eq!(mirror.url(&mirror.path), "http://h:1/hub/datasets/o/n/resolve/v1/x.parquet");
+    }
+
+    #[test]
+    fn a_place_on_the_hub_is_a_data_set_and_a_path_in_it() {
+        for (text, set, path) in [
+            ("hf://datasets/org/name/data/train-*.parquet", "org/name", "data/train-*.parquet"),
+            ("hf://datasets/org/name@main/data/", "org/name", "data/"),
+            ("hf://datasets/o/n@refs%2Fconvert%2Fparquet/a@b", "o/n@refs%2Fconvert%2Fparquet", "a@b"),
+            ("hf://datasets/o/n.m@~parquet", "o/n.m@~parquet", ""),
+        ] {
+            assert_eq!(remote(text), (Kind::Hub, set.to_owned(), path.to_owned()));
+            let Place::Remote(place) = parse(text).unwrap() else { panic!() };
+            assert_eq!(place.url(path), format!("hf://datasets/{set}/{path}"));
+        }
     }
 
     #[test]
@@ -148,10 +164,13 @@ mod tests {
             "file://host/a",
             "https://h/a-*.parquet",
             "https://h/",
-            "hf://datasets/o/n",
+            "hf://datasets/o",
+            "hf://datasets/o/n@/x",
+            "hf://datasets/o/n@a#b/x",
+            "hf://datasets/o/n*/x",
             "hf://models/o/n/x",
         ] {
-            let error = parse(text, HUB).unwrap_err();
+            let error = parse(text).unwrap_err();
             assert!(error.is_config() && error.to_string().contains(text), "{error}");
         }
     }
@@ -161,7 +180,7 @@ mod tests {
         for (url, prefix) in
             [("s3://b/lm1b/train-*.parquet", "lm1b"), ("s3://b/*/x", ""), ("s3://b/a/b/c?/d", "a/b")]
         {
-            let Place::Remote(place) = parse(url, HUB).unwrap() else { panic!() };
+            let Place::Remote(place) = parse(url).unwrap() else { panic!() };
             assert_eq!(place.fixed_prefix(), prefix, "{url}");
         }
     }

@@ -40,10 +40,7 @@ pub fn materialise(config: &StarConfig, seed: u64, dir: &Path) -> Result<Vec<Pat
     let _lock = lock(dir)?;
     let dataset = |split| StarDataset::new(config, split, seed).map(|dataset| (split, dataset));
     let datasets = Split::ALL.into_iter().map(dataset).collect::<Result<Vec<_>>>()?;
-    let recipe = recipe(config, seed);
-    for (split, _) in &datasets {
-        Manifest::enter(dir, split.name(), &recipe)?;
-    }
+    Manifest::enter(dir, &Split::ALL.map(Split::name), &recipe(config, seed))?;
     let mut files = Vec::new();
     for (split, dataset) in &datasets {
         let shards = dataset.len().div_ceil(ROWS_PER_FILE);

@@ -1,13 +1,16 @@
-//! Sets in object stores: a real S3 server, a proxy that makes it fail, and processes that are killed.
+//! Sets in object stores: a real S3 server, a proxy that makes it fail, processes that are killed, and a server that
+//! stands in for the Hugging Face hub.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
 mod caching;
 mod faults;
+mod hub;
 mod kept_index;
 mod processes;
 mod proxy;
 mod reading;
+mod stand_in;
 
 use std::{
     path::{Path, PathBuf},

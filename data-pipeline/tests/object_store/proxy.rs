@@ -196,7 +196,7 @@ impl Shared {
 }
 
 /// Bytes up to the empty line, and with it; nothing if the other side says nothing.
-fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
+pub fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use data_pipeline::{
-    LengthRule, PrepareOptions, PrepareReport, Split, Task, materialise, prepare as prepare_text,
+    HoldOut, LengthRule, PrepareOptions, PrepareReport, Split, Task, materialise, prepare as prepare_text,
 };
 
 use crate::cli::{PrepareArgs, PrepareSplitArg, PrepareTextArgs, RuleArg};
@@ -42,9 +42,16 @@ pub(super) fn refuse_ranks(job: &str) -> anyhow::Result<()> {
 }
 
 fn graphs(config: &Experiment, args: &PrepareArgs) -> anyhow::Result<i32> {
-    let PrepareTextArgs { split, rule, row_group_rows, threads } = args.text;
-    if split.is_some() || rule.is_some() || row_group_rows.is_some() || threads.is_some() {
-        bail!("--split, --rule, --row-group-rows and --threads are for texts; leave them out for graphs");
+    let PrepareTextArgs { split, rule, hold_out, row_group_rows, threads } = args.text;
+    if split.is_some()
+        || rule.is_some()
+        || hold_out.is_some()
+        || row_group_rows.is_some()
+        || threads.is_some()
+    {
+        bail!(
+            "--split, --rule, --hold-out, --row-group-rows and --threads are for texts; leave them out for graphs"
+        );
     }
     for file in materialise(&config.data.star, config.seed, &args.output)? {
         say!("{}", file.display());
@@ -62,19 +69,11 @@ fn texts(config: &Experiment, args: &PrepareArgs) -> anyhow::Result<i32> {
             // CLS and BOS take a place each.
             RuleArg::Cut => LengthRule::Cut(config.block_size.saturating_sub(2)),
         },
+        hold_out: args.text.hold_out.map(|rows| HoldOut { rows, seed: config.seed }),
         row_group_rows: args.text.row_group_rows.unwrap_or(1000),
         threads: args.text.threads.unwrap_or_else(processors),
     };
-    let splits = match args.text.split {
-        Some(PrepareSplitArg::Train) => vec![Split::Train],
-        Some(PrepareSplitArg::Validation) => vec![Split::Validation],
-        Some(PrepareSplitArg::Test) => vec![Split::Test],
-        None => Split::ALL.into_iter().filter(|&split| config.data.location(split).is_some()).collect(),
-    };
-    if splits.is_empty() {
-        bail!("none of data.train, data.validation and data.test is set; give data.train=PATH");
-    }
-    for split in splits {
+    for split in splits(config, &args.text)? {
         let report = prepare_text(&config.data, split, &options, &progress)?;
         progress.finish();
         say!("{}: {}", split.name(), summary(&report));
@@ -85,6 +84,27 @@ fn texts(config: &Experiment, args: &PrepareArgs) -> anyhow::Result<i32> {
     }
     say!("written to {}", args.output.display());
     Ok(exit::OK)
+}
+
+/// The splits that are written.
+fn splits(config: &Experiment, args: &PrepareTextArgs) -> anyhow::Result<Vec<Split>> {
+    let holds_out = args.hold_out.is_some();
+    let is_there =
+        |split: &Split| config.data.location(*split).is_some() || (holds_out && *split != Split::Test);
+    let splits: Vec<Split> = match args.split {
+        Some(PrepareSplitArg::Train) if holds_out => vec![Split::Train, Split::Validation],
+        Some(_) if holds_out => {
+            bail!("--hold-out draws from the train split, which --split leaves out; give one of the two")
+        }
+        Some(PrepareSplitArg::Train) => vec![Split::Train],
+        Some(PrepareSplitArg::Validation) => vec![Split::Validation],
+        Some(PrepareSplitArg::Test) => vec![Split::Test],
+        None => Split::ALL.into_iter().filter(is_there).collect(),
+    };
+    if splits.is_empty() {
+        bail!("none of data.train, data.validation and data.test is set; give data.train=PATH");
+    }
+    Ok(splits)
 }
 
 /// A report in words; what did not happen is not told.

@@ -13,8 +13,16 @@ pub(super) fn assert_same_rows(
     comm: &mut dyn Collectives,
     what: &'static str,
     dataset: &dyn Dataset,
-) -> Result<(), CommError> {
-    assert_equal(comm, what, format!("{} rows with the fingerprint {}", dataset.len(), dataset.fingerprint()))
+) -> anyhow::Result<()> {
+    let seen = format!("{} rows with the fingerprint {}", dataset.len(), dataset.fingerprint());
+    assert_equal(comm, what, seen).map_err(|error| match error {
+        // What all ranks usually see alike, rank 0 warns of for all.
+        CommError::Unequal { .. } => {
+            let hint = format!("{error}; RUST_LOG=warn shows what every rank says of its data");
+            anyhow::Error::new(error).context(hint)
+        }
+        other => other.into(),
+    })
 }
 
 /// A rank cannot have rows that were there when the job began.

@@ -13,6 +13,7 @@ pub use self::record::StepRecord;
 use std::fmt;
 use std::io::Write;
 
+use data_pipeline::WARNINGS_OF_A_SET;
 use tracing_subscriber::EnvFilter;
 
 /// Writes a line for people to standard output, as `println!` does, but a reader that has gone away (`| head`) is no reason to
@@ -38,9 +39,11 @@ pub fn warn(message: &str) {
     complain!("warning: {message}");
 }
 
-/// Sends diagnostics to standard error: warnings and more, or what the variable `RUST_LOG` asks for.
-pub fn init_logging() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+/// Sends diagnostics to standard error: warnings and more, or what the variable `RUST_LOG` asks for. What a rank would say of its data
+/// in the same words as all others is left to one, unless the variable asks for that too.
+pub fn init_logging(speaks_for_all: bool) {
+    let usual = if speaks_for_all { "warn".to_owned() } else { format!("warn,{WARNINGS_OF_A_SET}=off") };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(usual));
     let subscriber =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     // Fails only if a test of this process has installed one already.

@@ -18,7 +18,7 @@ use ilm_model::Precision;
 use super::shared_rows::assert_same_rows;
 use crate::assembly::Assembly;
 use crate::cli::TrainArgs;
-use crate::comm::{Collectives, CommError, LaunchEnv, assert_equal, connect};
+use crate::comm::{Collectives, LaunchEnv, assert_equal, connect};
 use crate::config::{self, Experiment, Resolved};
 use crate::exit;
 use crate::run_dir::{RunDir, replace_file};
@@ -205,7 +205,7 @@ impl Run<'_> {
     }
 
     /// Proves that a data position means the same rows and a setting the same on all ranks: hosts may see other files.
-    fn agree_on_data(&self, comm: &mut dyn Collectives) -> Result<(), CommError> {
+    fn agree_on_data(&self, comm: &mut dyn Collectives) -> anyhow::Result<()> {
         assert_equal(comm, "settings", self.resolved.hash())?;
         assert_same_rows(comm, "training data", &*self.dataset)?;
         self.validation.as_ref().map_or(Ok(()), |rows| assert_same_rows(comm, "validation data", &**rows))
