@@ -16,7 +16,8 @@ pub struct CheckpointConfig {
     pub keep_every: Option<u64>,
     /// Keep so many of those with the best values of `monitor`, besides the newest ones.
     pub keep_best: usize,
-    /// The figure of the validation that is recorded with each checkpoint and says which are the best.
+    /// The figure of the validation that is recorded with a checkpoint and says which are the best; if it is set, every validated
+    /// step is saved.
     pub monitor: Option<String>,
     /// Which values of `monitor` are better.
     pub mode: Mode,

@@ -77,6 +77,23 @@ fn checkpoints_are_listed_verified_and_pruned_and_the_best_one_is_kept() {
     assert!(verified.contains("rank-00000.safetensors is damaged"), "{verified}");
 }
 
+/// Validations and checkpoints have intervals of their own.
+#[test]
+fn a_validated_step_is_saved_if_the_best_is_kept() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let validated = ["trainer.val_check_interval=5", "data.star.validation_size=8", "checkpoint.keep_last=9"];
+    for (extra, expected) in [("seed=1", &[3, 5, 6, 9, 10, 12][..]), ("checkpoint.monitor=", &[3, 6, 9, 12])]
+    {
+        let run_dir = folder.path().join(extra);
+        let none_best = if extra == "seed=1" { "checkpoint.keep_best=1" } else { "checkpoint.keep_best=0" };
+        run(&mut train(1, &run_dir, &[&validated[..], &[extra, none_best]].concat())).expect(0);
+        assert_eq!(checkpoint_steps(&run_dir), expected);
+    }
+    let listed = checkpoints(&folder.path().join("seed=1"), &["list"]).expect(0).stdout;
+    let judged: Vec<bool> = listed.lines().map(|line| line.contains("loss ")).collect();
+    assert_eq!(judged, [false, true, false, false, true, true], "{listed}");
+}
+
 #[test]
 fn a_folder_that_is_not_there_and_one_without_checkpoints_are_no_good_ones() {
     let folder = tempfile::tempdir().expect("a temporary folder");

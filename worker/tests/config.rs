@@ -457,7 +457,7 @@ fn contradictions_and_ranges_are_one_sentence_each() {
         ("optimizer.betas=[0.9,1]", "optimizer.betas = 1 is out of range"),
         ("loss.stopping_class_weight=2", "loss.stopping_class_weight = 2 must lie in [0, 1]"),
         ("checkpoint.keep_last=1", "checkpoint.keep_last = 1 is too small; use at least 2"),
-        ("checkpoint.keep_best=1", "checkpoint.keep_best = 1 needs checkpoint.monitor"),
+        ("checkpoint.monitor=", "checkpoint.keep_best = 1 needs checkpoint.monitor"),
         (
             "checkpoint.monitor=lose",
             "checkpoint.monitor = \"lose\" is no figure of the validation; choose one of loss",
@@ -471,6 +471,20 @@ fn contradictions_and_ranges_are_one_sentence_each() {
         let error = validate::training(&e, 1).unwrap_err().to_string();
         assert!(error.starts_with(message) && !error.contains('\n'), "{argument}: {error}");
     }
+}
+
+#[test]
+fn a_best_checkpoint_that_would_be_the_worst_is_warned_of() {
+    let warned = |changes: &[&str]| {
+        let e = compose("star_hard_ilm", changes).unwrap().experiment;
+        let warnings = validate::training(&e, 1).unwrap();
+        warnings.iter().find(|warning| warning.contains("are kept as the best")).cloned()
+    };
+    assert_eq!(warned(&[]), None);
+    assert_eq!(warned(&["checkpoint.monitor=exact_match", "checkpoint.mode=max"]), None);
+    let lowest = "the checkpoints with the lowest exact_match are kept as the best; set checkpoint.mode=max for the others";
+    assert_eq!(warned(&["checkpoint.monitor=exact_match"]).unwrap(), lowest);
+    assert!(warned(&["checkpoint.mode=max"]).unwrap().contains("the highest loss"));
 }
 
 #[test]

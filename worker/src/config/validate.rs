@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
+use checkpoints::Mode;
 use data_pipeline::config::Task;
 use data_pipeline::{BatchPlan, MicroBatchLimit};
 use ilm_model::config::{HeadKind, LengthLoss, ModelClass, PredictorConfig};
@@ -37,19 +38,17 @@ pub fn training(experiment: &Experiment, world_size: usize) -> Result<Vec<String
         ));
     }
     monitor(experiment)?;
+    warnings.extend(worst_is_kept(experiment));
+    if experiment.trainer.val_check_interval.is_none() && experiment.checkpoint.keep_best > 0 {
+        warnings.push(
+            "trainer.val_check_interval is not set, so there is no validation whose best checkpoint could be kept \
+             (checkpoint.keep_best)"
+                .to_owned(),
+        );
+    }
     let text = experiment.data.task == Task::Text;
     if text && experiment.trainer.val_check_interval.is_some() && experiment.data.validation.is_none() {
         warnings.push("data.validation is not set, so there is no validation during training".to_owned());
-    }
-    let every = experiment.checkpoint.every_n_steps;
-    if let (Some(validation), Some(_)) =
-        (experiment.trainer.val_check_interval, &experiment.checkpoint.monitor)
-        && !validation.is_multiple_of(every)
-    {
-        warnings.push(format!(
-            "trainer.val_check_interval = {validation} is no multiple of checkpoint.every_n_steps = {every}: a \
-             validation at a step without a checkpoint does not count for checkpoint.monitor"
-        ));
     }
     Ok(warnings)
 }
@@ -153,12 +152,6 @@ fn trainer(trainer: &TrainerConfig) -> Result<(), ConfigError> {
 /// Checkpoints can only be compared by a figure that validations during training give.
 fn monitor(experiment: &Experiment) -> Result<(), ConfigError> {
     let Some(name) = &experiment.checkpoint.monitor else { return Ok(()) };
-    if experiment.trainer.val_check_interval.is_none() {
-        return conflict(format!(
-            "checkpoint.monitor = \"{name}\" is a figure of the validation, but trainer.val_check_interval is not set; \
-             set it"
-        ));
-    }
     let figures = Report::figures(experiment.data.task);
     if figures.contains(&name.as_str()) {
         return Ok(());
@@ -166,6 +159,21 @@ fn monitor(experiment: &Experiment) -> Result<(), ConfigError> {
     let figures = figures.join(", ");
     conflict(format!(
         "checkpoint.monitor = \"{name}\" is no figure of the validation; choose one of {figures}"
+    ))
+}
+
+/// A warning of a mode that takes the worst checkpoints for the best.
+fn worst_is_kept(experiment: &Experiment) -> Option<String> {
+    let name = experiment.checkpoint.monitor.as_ref()?;
+    // Tasks without answers have losses only.
+    let is_loss = Report::figures(Task::Text).contains(&name.as_str());
+    let (kept, other) = match (is_loss, experiment.checkpoint.mode) {
+        (true, Mode::Max) => ("highest", "min"),
+        (false, Mode::Min) => ("lowest", "max"),
+        _ => return None,
+    };
+    Some(format!(
+        "the checkpoints with the {kept} {name} are kept as the best; set checkpoint.mode={other} for the others"
     ))
 }
 

@@ -84,7 +84,7 @@ impl Steps<'_, '_> {
             let duration = started.elapsed();
             let finished = self.is_finished(state, &schedule);
             let stops = figures.global.stop && !finished;
-            let due = finished || state.step.is_multiple_of(config.checkpoint.every_n_steps);
+            let due = self.saves_at(state.step, finished);
             let at_once = finished || !config.checkpoint.asynchronous;
             self.save_in_background(state, due && !at_once && !stops, figures.global.saving)?;
             if let Some(view) = &mut view {
@@ -296,6 +296,13 @@ impl Steps<'_, '_> {
                 saved.step
             ));
         }
+    }
+
+    /// Every so many steps, and in the end; and where a validation will tell a checkpoint from worse ones.
+    fn saves_at(&self, step: u64, finished: bool) -> bool {
+        let checkpoint = &self.run.config().checkpoint;
+        let is_judged = checkpoint.monitor.is_some() && self.validates_at(step, finished);
+        finished || is_judged || step.is_multiple_of(checkpoint.every_n_steps)
     }
 
     /// Every so many steps, and in the end; where there is something to measure the model on.
