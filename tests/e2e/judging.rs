@@ -166,14 +166,15 @@ fn what_cannot_be_judged_is_said_in_a_sentence() {
         run(&mut command).expect(code).sentence()
     };
     let said = sentence(&judge_dir("gpt2"), 3, &[]);
-    assert!(said.contains("line 2 of") && said.contains("no string 'text'"), "{said}");
+    assert!(said.contains("line 2 of") && said.contains("missing field `text`"), "{said}");
     let said = sentence(&judge_dir("gpt2"), 2, &["optimizer.lr=0.1"]);
     assert!(said.contains("unknown key 'optimizer.lr' (this job knows trainer.device"), "{said}");
     let said = sentence(folder.path(), 4, &[]);
     assert!(said.contains("config.json") && said.contains("--judge names a folder with"), "{said}");
 
-    for file in ["model.safetensors", "tokenizer.json"] {
-        fs::copy(judge_dir("gpt2").join(file), folder.path().join(file)).expect("a copy");
+    fs::write(&file, "{\"text\": \"fine\"}\n").expect("a writable folder");
+    for name in ["model.safetensors", "tokenizer.json"] {
+        fs::copy(judge_dir("gpt2").join(name), folder.path().join(name)).expect("a copy");
     }
     let config = fs::read_to_string(judge_dir("gpt2").join("config.json")).expect("a configuration");
     for (from, to, said) in [
@@ -183,6 +184,13 @@ fn what_cannot_be_judged_is_said_in_a_sentence() {
             "'transformer.wte.weight' of shape [320, 32] where [320, 64] is needed",
         ),
         ("\"n_layer\": 3", "\"n_layer\": 4", "has no tensor 'h.3.ln_1.weight'"),
+        ("\"n_layer\": 3", "\"n_layer\": 2", "has 'transformer.h.2.attn.c_attn.bias' and 11 more parameters"),
+        (
+            "gelu_new",
+            "quick_gelu",
+            "cannot judge: the judge's config.json has activation_function = quick_gelu",
+        ),
+        ("\"layer_norm_epsilon\": 1e-05", "\"layer_norm_epsilon\": -1e9", "of text 1 is no finite number"),
         (
             "\"model_type\": \"gpt2\"",
             "\"model_type\": \"mamba\"",

@@ -1,9 +1,10 @@
-"""Write two tiny random language models with reference log-likelihoods: OUT/gpt2 and OUT/llama.
+"""Write tiny random language models with reference log-likelihoods: OUT/gpt2, OUT/llama and OUT/llama-biased.
 
 Usage: python make.py OUT
 
 Each folder holds the files of a published model (config, safetensors weights, tokenizer.json) and
 expected.json: for every text its tokens and the log-likelihood of each token from the second on.
+Other configurations of the same weights have expectations of their own where they change them.
 Run with Python 3.11, torch 2.15.0, transformers 5.24.0, tokenizers 0.23.3, safetensors 0.8.0.
 """
 
@@ -108,9 +109,12 @@ def log_likelihoods(model, tokens):
     return [float(f"{value:.9g}") for value in chosen.tolist()]
 
 
-def write_expected(folder, model_class, tokenizer, max_length):
+def write_expected(folder, model_class, tokenizer, max_length, config=None, name="expected.json"):
     """Compute the expected values from the saved files, read back as float32."""
-    model = model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    settings = {} if config is None else {"config": config}
+    model = model_class.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", **settings
+    ).eval()
     encodings = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
     assert [len(ids) for ids in encodings[:3]] == [0, 1, 2] and len(encodings[-1]) > max_length
     texts = []
@@ -120,7 +124,7 @@ def write_expected(folder, model_class, tokenizer, max_length):
     made_with = {"transformers": transformers.__version__, "torch": torch.__version__}
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in texts)
     head = f'{{"made_with": {json.dumps(made_with)}, "max_length": {max_length}, "texts": [\n'
-    (folder / "expected.json").write_text(f"{head}{lines}\n]}}\n", encoding="utf-8")
+    (folder / name).write_text(f"{head}{lines}\n]}}\n", encoding="utf-8")
 
 
 def make_gpt2(folder):
@@ -136,6 +140,13 @@ def make_gpt2(folder):
     (folder / "generation_config.json").unlink()
     tokenizer.save(str(folder / "tokenizer.json"))
     write_expected(folder, GPT2LMHeadModel, tokenizer, max_length=48)
+
+    # Scores that are divided by the number of the layer.
+    config.scale_attn_by_inverse_layer_idx = True
+    saved = json.loads((folder / "config.json").read_text())
+    saved["scale_attn_by_inverse_layer_idx"] = True
+    (folder / "config-scaled.json").write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+    write_expected(folder, GPT2LMHeadModel, tokenizer, 48, config, "expected-scaled.json")
 
 
 def make_llama(folder):
@@ -172,8 +183,34 @@ def make_llama(folder):
     write_expected(folder, LlamaForCausalLM, tokenizer, max_length=128)
 
 
+def make_biased_llama(folder):
+    """Biases, tied matrices, a head of keys for each of queries, and positions that are stretched evenly."""
+    tokenizer = train_tokenizer([LLAMA_BEGIN, LLAMA_END])
+    begin, end = tokenizer.token_to_id(LLAMA_BEGIN), tokenizer.token_to_id(LLAMA_END)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=128, attention_bias=True, mlp_bias=True,
+        rope_parameters={"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.0},
+        tie_word_embeddings=True, bos_token_id=begin, eos_token_id=end,
+    )
+    model = LlamaForCausalLM(config)
+    randomise(model)
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink()
+
+    # Older versions wrote the type of the stretching twice.
+    saved = json.loads((folder / "config.json").read_text())
+    saved["rope_scaling"] = {"factor": 2.0, "rope_type": "linear", "type": "linear"}
+    saved["rope_theta"] = saved.pop("rope_parameters")["rope_theta"]
+    (folder / "config.json").write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_expected(folder, LlamaForCausalLM, tokenizer, max_length=128)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     out = Path(sys.argv[1])
     make_gpt2(out / "gpt2")
     make_llama(out / "llama")
+    make_biased_llama(out / "llama-biased")

@@ -100,9 +100,12 @@ pub struct LlamaConfig {
 /// How rotary angles follow from positions.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Rope {
-    /// `default`, `linear` or `llama3`.
-    #[serde(alias = "type", default = "default::rope")]
-    pub rope_type: String,
+    /// `default`, `linear` or `llama3`; unset: `type`, or `default`.
+    #[serde(default)]
+    pub rope_type: Option<String>,
+    /// What older versions of the library call it; some write both.
+    #[serde(default, rename = "type")]
+    pub older_type: Option<String>,
     /// Base of the angles.
     #[serde(default)]
     pub rope_theta: Option<f64>,
@@ -149,10 +152,6 @@ mod default {
     pub(super) fn silu() -> String {
         "silu".to_owned()
     }
-
-    pub(super) fn rope() -> String {
-        "default".to_owned()
-    }
 }
 
 /// A judge whose `config.json` asks for what is not here.
@@ -170,29 +169,20 @@ impl Gpt2Config {
         }
     }
 
-    /// Refuses variants of attention that no published model has.
-    pub(super) fn check(&self) -> Result<()> {
-        if !self.scale_attn_weights {
-            return refused("scale_attn_weights", false, "true");
-        }
-        if self.scale_attn_by_inverse_layer_idx {
-            return refused("scale_attn_by_inverse_layer_idx", true, "false");
-        }
-        Ok(())
+    /// What scores of a layer are multiplied with.
+    pub(super) fn scale(&self, layer: u64) -> f64 {
+        let of_width = if self.scale_attn_weights {
+            ((self.n_embd / self.n_head.max(1)) as f64).sqrt().recip()
+        } else {
+            1.0
+        };
+        if self.scale_attn_by_inverse_layer_idx { of_width / (layer + 1) as f64 } else { of_width }
     }
 }
 
 impl LlamaConfig {
-    /// Refuses variants that no published model has.
     pub(super) fn check(&self) -> Result<()> {
-        if self.hidden_act != "silu" {
-            return refused("hidden_act", &self.hidden_act, "silu");
-        }
-        let biases = [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)];
-        match biases.iter().find(|(_, has)| *has) {
-            Some((key, _)) => refused(key, true, "false"),
-            None => Ok(()),
-        }
+        if self.hidden_act == "silu" { Ok(()) } else { refused("hidden_act", &self.hidden_act, "silu") }
     }
 
     /// Turn of each pair of features from one position to the next, in radians: `theta^(-2 i / head width)`, stretched as
@@ -202,7 +192,7 @@ impl LlamaConfig {
         let theta = rope.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
         let plain = (0..head_width / 2).map(|i| theta.powf(-2.0 * i as f64 / head_width as f64));
         let Some(rope) = rope else { return Ok(plain.collect()) };
-        match rope.rope_type.as_str() {
+        match rope.rope_type.as_ref().or(rope.older_type.as_ref()).map_or("default", String::as_str) {
             "default" => Ok(plain.collect()),
             "linear" => {
                 let factor = given("factor", rope.factor)?;

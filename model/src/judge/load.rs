@@ -35,13 +35,15 @@ impl<E: From<Error>> Loader<'_, E> {
         self.tensor(name, &shape, self.kind)
     }
 
-    /// A map without bias, kept as [out, in].
-    fn map(&mut self, name: &str, [inputs, outputs]: [u64; 2]) -> Result<Map, E> {
-        Ok(Map { weight: self.matrix(&format!("{name}.weight"), [outputs, inputs])?, bias: None })
+    /// A map kept as [out, in].
+    fn map(&mut self, name: &str, [inputs, outputs]: [u64; 2], biased: bool) -> Result<Map, E> {
+        let weight = self.matrix(&format!("{name}.weight"), [outputs, inputs])?;
+        let bias = biased.then(|| self.vector(&format!("{name}.bias"), outputs)).transpose()?;
+        Ok(Map { weight, bias })
     }
 
     /// A map with bias, kept as [in, out].
-    fn biased_map(&mut self, name: &str, [inputs, outputs]: [u64; 2]) -> Result<Map, E> {
+    fn turned_map(&mut self, name: &str, [inputs, outputs]: [u64; 2]) -> Result<Map, E> {
         let weight = self.matrix(&format!("{name}.weight"), [inputs, outputs])?;
         let weight = weight.f_tr().and_then(|weight| weight.f_contiguous()).map_err(Error::from)?;
         Ok(Map { weight, bias: Some(self.vector(&format!("{name}.bias"), outputs)?) })
@@ -65,10 +67,9 @@ impl<E: From<Error>> Loader<'_, E> {
 
 /// GPT-2.
 pub(super) fn gpt2<E: From<Error>>(loader: &mut Loader<'_, E>, config: &Gpt2Config) -> Result<Network, E> {
-    config.check()?;
     let (width, heads, eps) = (config.n_embd, config.n_head, config.layer_norm_epsilon);
     check_heads(width.is_multiple_of(heads.max(1)), [heads, heads], "n_head")?;
-    let inner = config.n_inner.unwrap_or(4 * width);
+    let inner = config.n_inner.unwrap_or(width.saturating_mul(4));
     let curve = config.curve()?;
     let tokens = loader.matrix("wte.weight", [config.vocab_size, width])?;
     let positions = loader.matrix("wpe.weight", [config.n_positions, width])?;
@@ -78,16 +79,17 @@ pub(super) fn gpt2<E: From<Error>>(loader: &mut Loader<'_, E>, config: &Gpt2Conf
         blocks.push(Block {
             norm1: loader.layer_norm(&name("ln_1"), width, eps)?,
             attention: Attention {
-                qkv: loader.biased_map(&name("attn.c_attn"), [width, 3 * width])?,
-                project: loader.biased_map(&name("attn.c_proj"), [width, width])?,
+                qkv: loader.turned_map(&name("attn.c_attn"), [width, width.saturating_mul(3)])?,
+                project: loader.turned_map(&name("attn.c_proj"), [width, width])?,
                 heads: heads as i64,
                 shared: heads as i64,
+                scale: config.scale(layer),
             },
             norm2: loader.layer_norm(&name("ln_2"), width, eps)?,
             feed_forward: FeedForward::Plain {
-                widen: loader.biased_map(&name("mlp.c_fc"), [width, inner])?,
+                widen: loader.turned_map(&name("mlp.c_fc"), [width, inner])?,
                 curve,
-                narrow: loader.biased_map(&name("mlp.c_proj"), [inner, width])?,
+                narrow: loader.turned_map(&name("mlp.c_proj"), [inner, width])?,
             },
         });
     }
@@ -108,34 +110,40 @@ pub(super) fn llama<E: From<Error>>(loader: &mut Loader<'_, E>, config: &LlamaCo
     let shared = config.num_key_value_heads.unwrap_or(heads);
     let head_width = config.head_dim.unwrap_or(width / heads.max(1));
     check_heads(head_width.is_multiple_of(2) && head_width > 0, [heads, shared], "num_attention_heads")?;
-    let frequencies = config.frequencies(head_width)?;
     let inner = config.intermediate_size;
+    let (attention_bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
     let tokens = loader.matrix("embed_tokens.weight", [config.vocab_size, width])?;
     let mut blocks = Vec::new();
     for layer in 0..config.num_hidden_layers {
         let name = |part: &str| format!("layers.{layer}.{part}");
         let norm1 = loader.rms_norm(&name("input_layernorm"), width, eps)?;
         let parts = [("q", heads), ("k", shared), ("v", shared)].map(|(part, heads)| {
-            loader.map(&name(&format!("self_attn.{part}_proj")), [width, heads * head_width])
+            let outputs = heads.saturating_mul(head_width);
+            loader.map(&name(&format!("self_attn.{part}_proj")), [width, outputs], attention_bias)
         });
-        let [query, key, value] = parts;
-        let qkv = Tensor::f_cat(&[query?.weight, key?.weight, value?.weight], 0).map_err(Error::from)?;
         blocks.push(Block {
             norm1,
             attention: Attention {
-                qkv: Map { weight: qkv, bias: None },
-                project: loader.map(&name("self_attn.o_proj"), [heads * head_width, width])?,
+                qkv: side_by_side(parts)?,
+                project: loader.map(
+                    &name("self_attn.o_proj"),
+                    [heads.saturating_mul(head_width), width],
+                    attention_bias,
+                )?,
                 heads: heads as i64,
                 shared: shared as i64,
+                scale: (head_width as f64).sqrt().recip(),
             },
             norm2: loader.rms_norm(&name("post_attention_layernorm"), width, eps)?,
             feed_forward: FeedForward::Gated {
-                gate: loader.map(&name("mlp.gate_proj"), [width, inner])?,
-                widen: loader.map(&name("mlp.up_proj"), [width, inner])?,
-                narrow: loader.map(&name("mlp.down_proj"), [inner, width])?,
+                gate: loader.map(&name("mlp.gate_proj"), [width, inner], mlp_bias)?,
+                widen: loader.map(&name("mlp.up_proj"), [width, inner], mlp_bias)?,
+                narrow: loader.map(&name("mlp.down_proj"), [inner, width], mlp_bias)?,
             },
         });
     }
+    // Behind the blocks, whose shapes have shown that the width is no mistake.
+    let frequencies = config.frequencies(head_width)?;
     let frequencies = Tensor::f_from_slice(&frequencies).and_then(|turns| turns.f_to_device(loader.device));
     Ok(Network {
         last_norm: loader.rms_norm("norm", width, eps)?,
@@ -145,6 +153,16 @@ pub(super) fn llama<E: From<Error>>(loader: &mut Loader<'_, E>, config: &LlamaCo
         tokens,
         blocks,
     })
+}
+
+/// One map of several with the same inputs.
+fn side_by_side<E: From<Error>>(maps: [Result<Map, E>; 3]) -> Result<Map, E> {
+    let [first, second, third] = maps;
+    let maps = [first?, second?, third?];
+    let join = |tensors: Vec<&Tensor>| Tensor::f_cat(&tensors, 0).map_err(Error::from);
+    let biases: Vec<&Tensor> = maps.iter().filter_map(|map| map.bias.as_ref()).collect();
+    let bias = if biases.is_empty() { None } else { Some(join(biases)?) };
+    Ok(Map { weight: join(maps.iter().map(|map| &map.weight).collect())?, bias })
 }
 
 /// Refuses numbers of heads by which the width, or each other, cannot be divided.

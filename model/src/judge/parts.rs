@@ -85,6 +85,8 @@ pub(super) struct Attention {
     pub(super) heads: i64,
     /// Heads of keys and values, each for equally many of the queries' that follow each other.
     pub(super) shared: i64,
+    /// What scores are multiplied with.
+    pub(super) scale: f64,
 }
 
 impl Attention {
@@ -114,7 +116,7 @@ impl Attention {
             None::<&Tensor>,
             0.0,
             true,
-            None,
+            self.scale,
             false,
         )?;
         self.project.forward(&context.f_transpose(1, 2)?.f_reshape([rows * length, -1])?)

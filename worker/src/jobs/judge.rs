@@ -40,7 +40,8 @@ pub fn judge(args: &JudgeArgs) -> anyhow::Result<i32> {
     config::validate::settings(&config)?;
     signals.listen_to(&config.trainer.stop_signals)?;
     let folder = Folder::open(&args.judge)?;
-    let output = args.output.clone().unwrap_or_else(|| beside(&args.texts, &folder.name));
+    let output =
+        args.output.clone().unwrap_or_else(|| with_ending(&args.texts, &format!("-{}.jsonl", folder.name)));
     partial::check_output(&output)?;
     if same_file(&output, &args.texts) {
         bail!("--output {} is the file of the texts; name another one", output.display());
@@ -58,10 +59,10 @@ fn same_file(one: &Path, other: &Path) -> bool {
     full(one).is_some_and(|one| Some(one) == full(other))
 }
 
-/// The default output.
-fn beside(texts: &Path, judge: &str) -> PathBuf {
-    let stem = texts.file_stem().unwrap_or_default().to_string_lossy();
-    texts.with_file_name(format!("{stem}-{judge}.jsonl"))
+/// The path with another ending than `.jsonl`.
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{}{ending}", name.strip_suffix(".jsonl").unwrap_or(&name)))
 }
 
 /// What was opened before the ranks connected.
@@ -79,9 +80,10 @@ impl Judging<'_> {
         threads::set_threads(threads::threads_per_rank(comm, self.trainer.threads)?);
         let device = RankDevice::select(comm, &self.trainer)?;
         let precision = self.trainer.precision;
-        let model = self.folder.load(device.device(), precision)?;
-        let texts = texts(self.texts, &self.folder.tokenizer, model.max_length())?;
-        let settings = serde_json::to_string(&(self.folder.identity(), precision))?;
+        let (model, identity) = self.folder.load(device.device(), precision)?;
+        // Rank 0 writes the lines again.
+        let texts = texts(self.texts, &self.folder.tokenizer, model.max_length(), comm.rank() == 0)?;
+        let settings = serde_json::to_string(&(&self.folder.name, identity, precision))?;
         let wanted: Vec<&str> = texts.iter().map(|text| text.text.as_str()).collect();
         assert_equal(comm, "texts to judge", digest(&settings, &wanted))?;
 
@@ -92,7 +94,8 @@ impl Judging<'_> {
         let done = share_done(comm, verdicts.keys())?;
         let most_tokens = self.trainer.max_tokens_per_micro_batch.unwrap_or(MOST_TOKENS);
         let mut file = partial.open(rank)?;
-        let judged = judge_all(&model, (&texts, &done), most_tokens, &mut file, &self.stop, comm)?;
+        let judged =
+            judge_all((&self.folder, &model), (&texts, &done), most_tokens, &mut file, &self.stop, comm)?;
         verdicts.extend(judged.verdicts);
         if !judged.complete {
             if rank == 0 {
@@ -114,14 +117,14 @@ impl Judging<'_> {
         let judge = &self.folder.name;
         let mut lines = String::new();
         for (text, verdict) in texts.iter().zip(verdicts.values()) {
-            lines.push_str(&serde_json::to_string(&verdict.line(text, judge))?);
+            lines.push_str(&serde_json::to_string(&verdict.line(text, judge)?)?);
             lines.push('\n');
         }
         replace_file(&self.output, &lines)?;
         let summary = Summary::of(judge, self.trainer.precision, texts.iter().zip(verdicts.values()));
         let mut json = serde_json::to_string_pretty(&summary.to_json())?;
         json.push('\n');
-        let beside = self.output.with_extension("summary.json");
+        let beside = with_ending(&self.output, ".summary.json");
         replace_file(&beside, &json)?;
         say!("{summary}");
         say!("written to {} and {}", self.output.display(), beside.display());

@@ -29,9 +29,9 @@ pub struct Judged {
 /// tokens when all are as long as the longest. `file` gets this rank's verdicts as they are found.
 ///
 /// # Errors
-/// Texts that the judge cannot read, failing collectives, a disk that refuses.
+/// Texts that the judge cannot read, figures that are no numbers, failing collectives, a disk that refuses.
 pub fn judge(
-    judge: &Judge,
+    (folder, judge): (&Folder, &Judge),
     (texts, done): (&[Text], &BTreeSet<u64>),
     most_tokens: usize,
     file: &mut PartialFile<Verdict>,
@@ -43,9 +43,16 @@ pub fn judge(
     let mut mine: Vec<(u64, Verdict)> = Vec::new();
     for batch in batches(&wanted, texts, most_tokens).skip(comm.rank()).step_by(comm.world_size()) {
         let tokens: Vec<&[i64]> = batch.iter().map(|&at| texts[at].tokens.as_slice()).collect();
-        let Some(found) = judge.log_likelihoods_unless(&|| stop.is_set(), &tokens)? else { break };
+        let found = judge.log_likelihoods_unless(&|| stop.is_set(), &tokens);
+        let Some(found) = found.map_err(|error| folder.blame(error.into()))? else { break };
         for (&at, found) in batch.iter().zip(&found) {
             let score = JudgeScore::new(&texts[at].tokens, found)?;
+            if score.is_some_and(|score| !(score.nll.is_finite() && score.perplexity.is_finite())) {
+                let text = at + 1;
+                return Err(folder
+                    .unusable(format!("what it finds of text {text} is no finite number"))
+                    .into());
+            }
             let verdict = Verdict { score };
             file.append(at as u64, &texts[at].text, &verdict)?;
             mine.push((at as u64, verdict));

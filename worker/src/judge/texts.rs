@@ -6,6 +6,7 @@ use std::path::Path;
 use data_pipeline::PlainTokenizer;
 use ilm_model::metrics::TextScore;
 use rayon::prelude::*;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::generate::RequestError;
@@ -13,8 +14,8 @@ use crate::generate::RequestError;
 /// A text to be judged.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Text {
-    /// What its line says of it.
-    pub fields: Map<String, Value>,
+    /// Its line, if that is JSON and still wanted.
+    pub line: Option<String>,
     /// The text.
     pub text: String,
     /// The judge's tokens, no more than it can read.
@@ -25,55 +26,68 @@ pub struct Text {
     pub score: Option<TextScore>,
 }
 
-/// Reads a file: `*.jsonl` has objects with a `text`, any other file a text a line. Texts of more than `most_tokens` are cut.
+/// What is read of a line in JSON; whatever else it has is kept.
+#[derive(Debug, Default, Deserialize)]
+struct Line {
+    text: String,
+    ids: Option<Vec<i64>>,
+}
+
+/// Reads a file: `*.jsonl` has objects with a `text`, any other file a text a line. Texts of more than `most_tokens` are cut;
+/// lines are kept if `keeps_lines`, for who writes them again.
 ///
 /// # Errors
 /// The first line that is no text.
-pub fn texts(path: &Path, tokenizer: &PlainTokenizer, most_tokens: usize) -> Result<Vec<Text>, RequestError> {
+pub fn texts(
+    path: &Path,
+    tokenizer: &PlainTokenizer,
+    most_tokens: usize,
+    keeps_lines: bool,
+) -> Result<Vec<Text>, RequestError> {
     let content =
         fs::read_to_string(path).map_err(|source| RequestError::Read { path: path.to_owned(), source })?;
     let is_json = path.extension().is_some_and(|extension| extension == "jsonl");
     let lines: Vec<&str> = content.lines().collect();
-    lines
-        .par_iter()
-        .enumerate()
-        .map(|(index, line)| {
-            let fields = if is_json { parse(line) } else { Ok(only(line)) };
-            fields
-                .and_then(|fields| Text::new(fields, tokenizer, most_tokens))
-                .map_err(|problem| RequestError::Line { path: path.to_owned(), line: index + 1, problem })
-        })
-        .collect()
-}
-
-fn parse(line: &str) -> Result<Map<String, Value>, String> {
-    serde_json::from_str(line).map_err(|error| format!("it is no object in JSON: {error}"))
-}
-
-fn only(line: &str) -> Map<String, Value> {
-    Map::from_iter([("text".to_owned(), line.into())])
+    let read = |(index, &line): (usize, &&str)| {
+        let parsed = if is_json {
+            serde_json::from_str(line)
+                .map_err(|error| format!("it is no object in JSON with a text: {error}"))
+        } else {
+            Ok(Line { text: line.to_owned(), ids: None })
+        };
+        let kept = (is_json && keeps_lines).then(|| line.to_owned());
+        parsed
+            .and_then(|line| Text::new(line, kept, tokenizer, most_tokens))
+            .map_err(|problem| RequestError::Line { path: path.to_owned(), line: index + 1, problem })
+    };
+    lines.par_iter().enumerate().map(read).collect()
 }
 
 impl Text {
     fn new(
-        fields: Map<String, Value>,
+        Line { text, ids }: Line,
+        line: Option<String>,
         tokenizer: &PlainTokenizer,
         most_tokens: usize,
     ) -> Result<Self, String> {
-        let Some(Value::String(text)) = fields.get("text") else {
-            return Err("it has no string 'text'".to_owned());
-        };
-        let text = text.clone();
-        let ids = tokenizer.encode(&text).map_err(|error| error.to_string())?;
-        let ids_of_generator = fields.get("ids").map(|ids| serde_json::from_value::<Vec<i64>>(ids.clone()));
-        let ids_of_generator =
-            ids_of_generator.transpose().map_err(|_| "its 'ids' is no list of token ids".to_owned())?;
+        let tokens = tokenizer.encode(&text).map_err(|error| error.to_string())?;
         Ok(Self {
-            fields,
+            line,
             text,
-            tokens: ids.iter().take(most_tokens).map(|&id| i64::from(id)).collect(),
-            is_cut: ids.len() > most_tokens,
-            score: ids_of_generator.map(|ids| TextScore::new(&ids)),
+            tokens: tokens.iter().take(most_tokens).map(|&id| i64::from(id)).collect(),
+            is_cut: tokens.len() > most_tokens,
+            score: ids.map(|ids| TextScore::new(&ids)),
         })
+    }
+
+    /// What its line says of it.
+    ///
+    /// # Errors
+    /// None of a line that was read.
+    pub fn fields(&self) -> serde_json::Result<Map<String, Value>> {
+        match &self.line {
+            Some(line) => serde_json::from_str(line),
+            None => Ok(Map::from_iter([("text".to_owned(), self.text.as_str().into())])),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use ilm_model::Precision;
-use ilm_model::metrics::{GenerativePerplexity, JudgeScore, Mean};
+use ilm_model::metrics::{GenerativePerplexity, JudgeScore};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -18,8 +18,11 @@ pub struct Verdict {
 
 impl Verdict {
     /// The text's own line with the figures of this judge added; those of other judges stay.
-    pub fn line(&self, text: &Text, judge: &str) -> Map<String, Value> {
-        let mut line = text.fields.clone();
+    ///
+    /// # Errors
+    /// None of a line that was read.
+    pub fn line(&self, text: &Text, judge: &str) -> serde_json::Result<Map<String, Value>> {
+        let mut line = text.fields()?;
         let mut put = |name: String, value: Value| line.insert(name, value);
         if let Some(score) = text.score {
             put("length".to_owned(), json!(score.length));
@@ -32,7 +35,7 @@ impl Verdict {
             put(format!("perplexity_{judge}"), json!(score.perplexity));
             put(format!("entropy_{judge}"), json!(score.entropy));
         }
-        line
+        Ok(line)
     }
 }
 
@@ -92,20 +95,37 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { judge, texts, cut, figures, .. } = self;
-        let mean = |mean: Mean| mean.mean().unwrap_or(f64::NAN);
-        write!(
-            f,
-            "{texts} texts, {} judged by {judge}: nll {:.4} nats a token, perplexity {:.3} (of all tokens together {:.3}), unigram \
-             entropy {:.3} nats",
-            figures.judge_nll.weight,
-            mean(figures.judge_nll),
-            mean(figures.judge_perplexity),
-            figures.total_perplexity().unwrap_or(f64::NAN),
-            mean(figures.judge_entropy),
-        )?;
+        write!(f, "{texts} texts, {} judged by {judge}", figures.judge_nll.weight)?;
+        let means =
+            [figures.judge_nll, figures.judge_perplexity, figures.judge_entropy].map(|mean| mean.mean());
+        if let ([Some(nll), Some(perplexity), Some(entropy)], Some(total)) =
+            (means, figures.total_perplexity())
+        {
+            write!(
+                f,
+                ": nll {nll:.4} nats a token, perplexity {perplexity:.3} (of all tokens together {total:.3}), unigram entropy \
+                 {entropy:.3} nats"
+            )?;
+        }
         if *cut > 0 {
             write!(f, "; {cut} are longer than the judge can read, and judged by their beginning")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_that_are_all_too_short_have_no_figures() {
+        let (text, verdict) = (Text { is_cut: true, ..Text::default() }, Verdict { score: None });
+        let summary = Summary::of("gpt2", Precision::Fp32, std::iter::once((&text, &verdict)));
+        let expected =
+            "1 texts, 0 judged by gpt2; 1 are longer than the judge can read, and judged by their beginning";
+        assert_eq!(summary.to_string(), expected);
+        let json = summary.to_json();
+        assert_eq!((&json["judged_texts"], &json["nll_gpt2"]), (&json!(0), &Value::Null));
     }
 }
