@@ -474,20 +474,6 @@ fn contradictions_and_ranges_are_one_sentence_each() {
 }
 
 #[test]
-fn a_best_checkpoint_that_would_be_the_worst_is_warned_of() {
-    let warned = |changes: &[&str]| {
-        let e = compose("star_hard_ilm", changes).unwrap().experiment;
-        let warnings = validate::training(&e, 1).unwrap();
-        warnings.iter().find(|warning| warning.contains("are kept as the best")).cloned()
-    };
-    assert_eq!(warned(&[]), None);
-    assert_eq!(warned(&["checkpoint.monitor=exact_match", "checkpoint.mode=max"]), None);
-    let lowest = "the checkpoints with the lowest exact_match are kept as the best; set checkpoint.mode=max for the others";
-    assert_eq!(warned(&["checkpoint.monitor=exact_match"]).unwrap(), lowest);
-    assert!(warned(&["checkpoint.mode=max"]).unwrap().contains("the highest loss"));
-}
-
-#[test]
 fn any_number_of_ranks_up_to_the_lanes_trains() {
     let ready = ["data.train=a", "data.tokenizer=b"];
     let e = compose("owt_ilm", &ready).unwrap().experiment;

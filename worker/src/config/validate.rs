@@ -344,6 +344,19 @@ mod tests {
     }
 
     #[test]
+    fn a_mode_that_keeps_the_worst_checkpoint_is_warned_of() {
+        let warned = |changes: &[&str]| {
+            let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+            worst_is_kept(&crate::config::load("star_hard_ilm", &changes, None).unwrap().experiment)
+        };
+        assert_eq!(warned(&[]), None);
+        assert_eq!(warned(&["checkpoint.monitor=exact_match", "checkpoint.mode=max"]), None);
+        let lowest = "the checkpoints with the lowest exact_match are kept as the best; set checkpoint.mode=max for the others";
+        assert_eq!(warned(&["checkpoint.monitor=exact_match"]).unwrap(), lowest);
+        assert!(warned(&["checkpoint.mode=max"]).unwrap().contains("the highest loss"));
+    }
+
+    #[test]
     fn precision_without_a_use_is_warned_of() {
         let precise = "predictor.use_high_precision=true";
         assert_eq!(warned(&[precise]), [""; 0]);
