@@ -202,23 +202,33 @@ impl DataConfig {
 
     /// What reads files wherever they lie, as the settings say. A rank is a process, so all that are in use at a time and have
     /// the same settings are one: its splits and sources share clients, requests in flight and memory.
-    fn reader(&self) -> Arc<Reader> {
+    fn reader(&self) -> Result<Arc<Reader>> {
         let Self { store, cache_dir, cache_mib, memory_mib, .. } = self;
         let settings: ReaderSettings = (store.clone(), cache_dir.clone(), *cache_mib, *memory_mib);
         let mut readers = READERS.lock().unwrap_or_else(PoisonError::into_inner);
         readers.retain(|(_, reader)| reader.strong_count() > 0);
         let known = readers.iter().find(|(known, _)| *known == settings);
         if let Some(reader) = known.and_then(|(_, reader)| reader.upgrade()) {
-            return reader;
+            return Ok(reader);
         }
         let sources = Sources::new(store.clone());
+        if store.endpoint.is_some() {
+            // Of one endpoint for two kinds of stores neither is asked, whichever split or source comes first.
+            self.locations().try_for_each(|location| sources.connect(location))?;
+        }
         let sources = match cache_dir {
             Some(folder) => sources.with_cache(folder, cache_mib.saturating_mul(1 << 20)),
             None => sources,
         };
         let reader = Arc::new(Reader::new(sources, memory_mib.saturating_mul(1 << 20)));
         readers.push((settings, Arc::downgrade(&reader)));
-        reader
+        Ok(reader)
+    }
+
+    /// All places that are named.
+    fn locations(&self) -> impl Iterator<Item = &Location> {
+        let splits = Split::ALL.into_iter().filter_map(|split| self.location(split));
+        splits.chain(self.mixture.iter().map(|entry| &entry.path))
     }
 
     /// Opens a split; star graphs without a location are generated from `seed`.
@@ -281,7 +291,7 @@ impl DataConfig {
             on_bad_row: self.on_bad_row,
             on_bad_file: self.on_bad_file,
         };
-        Ok(Arc::new(ParquetDataset::open_from(&self.reader(), location, index, tokenizer, options)?))
+        Ok(Arc::new(ParquetDataset::open_from(&self.reader()?, location, index, tokenizer, options)?))
     }
 }
 
@@ -326,14 +336,32 @@ mod tests {
     #[test]
     fn a_rank_reads_all_of_its_splits_with_one_reader() {
         let config = DataConfig::default();
-        let reader = config.reader();
+        let reader = config.reader().unwrap();
         let same = DataConfig { threads: 7, ..config.clone() };
-        assert!(Arc::ptr_eq(&reader, &same.reader()));
+        assert!(Arc::ptr_eq(&reader, &same.reader().unwrap()));
         let other = DataConfig { memory_mib: 7, ..config.clone() };
-        assert!(!Arc::ptr_eq(&reader, &other.reader()));
+        assert!(!Arc::ptr_eq(&reader, &other.reader().unwrap()));
         let gone = Arc::downgrade(&reader);
         drop(reader);
         assert!(gone.upgrade().is_none(), "nobody uses it");
         assert!(READERS.lock().unwrap().len() <= 2);
+    }
+
+    /// The hub's token would go to the store of buckets.
+    #[test]
+    fn an_endpoint_is_not_asked_if_places_of_another_split_make_it_two_kinds_of_stores() {
+        let config = DataConfig {
+            train: Some("hf://datasets/o/n/x.parquet".into()),
+            validation: Some("s3://bucket/x.parquet".into()),
+            store: StoreConfig { endpoint: Some("http://127.0.0.1:1".into()), ..StoreConfig::default() },
+            ..DataConfig::default()
+        };
+        let tokenizer = Arc::new(Tokenizer::Bytes);
+        let refused = config.open_split(Split::Train, &tokenizer, 0).err().unwrap();
+        assert!(matches!(refused, Error::Setting(_)), "{refused}");
+        assert!(
+            refused.to_string().contains("cannot stand for the hub and for a store of buckets"),
+            "{refused}"
+        );
     }
 }

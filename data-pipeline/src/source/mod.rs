@@ -108,7 +108,7 @@ impl Sources {
     }
 
     /// Sets the stores of all places up before one is asked.
-    fn connect(&self, location: &Location) -> Result<()> {
+    pub(crate) fn connect(&self, location: &Location) -> Result<()> {
         for text in location.places() {
             if let Place::Remote(place) = url::parse(text)? {
                 self.store(&place)?;
